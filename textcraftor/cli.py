@@ -1,0 +1,175 @@
+"""The command line: one verb a stage, plus what a person does with the result.
+
+A user's fault prints one line and exits 2; a bug keeps its traceback. Verbs and candidates that need an
+orchestrator come from entry points, loaded only when they are used: the library itself knows none.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from textcraftor import config as configuration
+from textcraftor.errors import ConfigError, UserError
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+Params = Annotated[Path, typer.Option(help="The run: profile, mixes, overrides.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
+ROOT = Path()
+PARAMS = Path("params.yaml")
+
+
+@app.command()
+def config(params: Params = PARAMS) -> None:
+    """Print the resolved configuration, every default spelled out."""
+    typer.echo(configuration.resolved_yaml(configuration.load(params)), nl=False)
+
+
+@app.command()
+def curate(params: Params = PARAMS) -> None:
+    """Sources -> clean, deduped, classified, split prompts."""
+    run = configuration.load(params)
+    from textcraftor.prompts import curate
+
+    summary = curate(run.prompts, ROOT, ROOT / "data/prompts/curated")
+    typer.echo(summary)
+
+
+@app.command()
+def validate(params: Params = PARAMS) -> None:
+    """Check the curated prompts; a violation stops everything downstream."""
+    _plugin("textcraftor.verbs", "validate")(configuration.load(params), ROOT)
+
+
+@app.command()
+def prepare(params: Params = PARAMS, device: Device = "auto") -> None:
+    """Compute prefix latents and text features once, for every mix."""
+    run = configuration.load(params)
+    from textcraftor.models import choose_device
+    from textcraftor.prepare import prepare
+
+    prepare(run, ROOT, choose_device(device))
+
+
+@app.command()
+def train(
+    mix: Annotated[str, typer.Option(help="A mix of the profile.")], params: Params = PARAMS, device: Device = "auto"
+) -> None:
+    """Tune the text encoder on one reward mix."""
+    run = configuration.load(params)
+    from textcraftor.models import choose_device
+    from textcraftor.tuning import train_text_encoder
+
+    typer.echo(train_text_encoder(run, mix, ROOT, choose_device(device)))
+
+
+@app.command("train-unet")
+def train_unet(
+    mix: Annotated[str, typer.Option(help="A mix whose text encoder is tuned.")],
+    params: Params = PARAMS,
+    device: Device = "auto",
+) -> None:
+    """Tune the UNet on the frozen tuned text encoder of a mix."""
+    run = configuration.load(params)
+    from textcraftor.models import choose_device
+    from textcraftor.tuning import train_unet
+
+    typer.echo(train_unet(run, mix, ROOT, choose_device(device)))
+
+
+@app.command()
+def evaluate(
+    candidate: Annotated[str, typer.Option(help="base, MIX or MIX-unet.")],
+    params: Params = PARAMS,
+    device: Device = "auto",
+) -> None:
+    """Draw and judge one candidate: same prompts, same noise as the base."""
+    run = configuration.load(params)
+    from textcraftor.evaluate import evaluate
+    from textcraftor.models import choose_device
+
+    typer.echo(evaluate(run, candidate, ROOT, choose_device(device)))
+
+
+@app.command()
+def gate(params: Params = PARAMS) -> None:
+    """Hold every candidate's scores against the thresholds."""
+    run = configuration.load(params)
+    from textcraftor.gate import gate
+
+    typer.echo(gate(run, ROOT))
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    model: Annotated[str, typer.Option(help="champion, challenger, a version, a candidate, or a folder.")] = "champion",
+    out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("generated.png"),
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
+    params: Params = PARAMS,
+    device: Device = "auto",
+) -> None:
+    """Draw one picture: base and tuned model side by side, from the same noise."""
+    if not prompt.strip():
+        raise ConfigError(
+            'The prompt is empty. Say what to draw, for instance: "a small red circle on a white background"'
+        )
+    run = configuration.load(params)
+    from textcraftor.generate import draw
+    from textcraftor.models import Candidate, choose_device
+
+    if model in ("base", *run.candidates) or Path(model).is_dir():
+        candidate = Candidate.find(model, ROOT)
+    else:
+        folder = _plugin("textcraftor.candidates", "registry")(model, run)
+        candidate = Candidate.find(str(folder), ROOT)
+    draw(run, candidate, prompt, seed, out, choose_device(device))
+    typer.echo(out)
+
+
+@app.command("tiny-build")
+def tiny_build(
+    out: Annotated[Path, typer.Option(help="Where the weights go.")] = Path("data/tiny"),
+    work: Annotated[Path, typer.Option(help="Scratch: caches and states to resume from.")] = Path(".textcraftor/tiny"),
+    seed: int = 0,
+    device: Device = "auto",
+) -> None:
+    """Train the embedded base model and its rewards from scratch (about an hour on two cores)."""
+    from textcraftor.tiny.recipe import build
+
+    build(out, work, seed=seed, device=device)
+
+
+def _plugin(group: str, name: str) -> Callable[..., Any]:
+    """The function that an installed package offers; the pipeline extra offers ours."""
+    for entry_point in entry_points(group=group, name=name):
+        try:
+            return entry_point.load()
+        except ImportError as error:
+            raise ConfigError(
+                f"`{name}` needs the pipeline extra ({error}): pip install 'textcraftor[pipeline]'"
+            ) from None
+    raise ConfigError(f"Nothing offers `{name}`: pip install 'textcraftor[pipeline]'")
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    try:
+        app()
+    except UserError as error:
+        sys.exit(_say(str(error)))
+
+
+def _say(message: str) -> int:
+    typer.echo(f"textcraftor: {' '.join(message.split())}", err=True)
+    return 2
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""The two training stages: the text encoder on a reward mix, then (optionally) the UNet on the frozen tuned encoder.
+
+They gather what `prepare` computed, run the trainer and leave an artifact that carries its proof.
+"""
+
+import copy
+import csv
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from textcraftor.artifact import digest, identity, proof, write_json, written_aside
+from textcraftor.config import Config, TuneConfig
+from textcraftor.errors import ConfigError, ModelError, unknown
+from textcraftor.models import Base, Candidate, TunedModel, load_base
+from textcraftor.prepare import CURATED, LATENTS, heldout_rows, read_text_features, read_train_latents, train_rows
+from textcraftor.rewards import RewardMix, load_reward
+from textcraftor.sampler import Sampler
+from textcraftor.trainer import Trainer, TrainSet
+
+WATCHED = 8  # prompts in a sample grid
+
+
+def train_text_encoder(config: Config, mix: str, root: Path, device: torch.device) -> Path:
+    """Stage `train@MIX`: tune the text encoder on one reward mix; returns `data/encoders/MIX`.
+
+    Raises ConfigError for an unknown mix, ModelError for missing or stale inputs, TrainingError when a loss is not
+    finite.
+    """
+    weights = _weights(config, mix)
+    base = load_base(config.base, device)
+    encoder = copy.deepcopy(base.text_encoder).float().requires_grad_(True)
+    trainer, inputs = _trainer(config, config.train, weights, root, base, TunedModel(encoder), encoder)
+    record = _proof(config, config.train, weights, inputs)
+    return _run(trainer, record, config, root, root / "data/encoders" / mix, "text_encoder")
+
+
+def train_unet(config: Config, mix: str, root: Path, device: torch.device) -> Path:
+    """Stage `train-unet@MIX`: tune the UNet on the mix's frozen text encoder; returns `data/unets/MIX`.
+
+    The same loss, the other module (paper section 3.3). Raises as `train_text_encoder` does.
+    """
+    weights = _weights(config, mix)
+    base = load_base(config.base, device)
+    candidate = Candidate.find(mix, root)
+    frozen = candidate.load(base)
+    if frozen is None or candidate.text_encoder is None:
+        raise ModelError("The UNet is tuned on a tuned text encoder, and the base has none. Train a mix first")
+    unet = copy.deepcopy(base.pipe.unet).float().requires_grad_(True)
+    tuned = TunedModel(frozen.text_encoder, unet)
+    trainer, inputs = _trainer(config, config.train_unet, weights, root, base, tuned, unet)
+    record = _proof(config, config.train_unet, weights, {**inputs, "text_encoder": candidate.text_encoder})
+    return _run(trainer, record, config, root, root / "data/unets" / mix, "unet")
+
+
+def _weights(config: Config, mix: str) -> dict[str, float]:
+    if mix not in config.mix:
+        raise ConfigError(unknown("mix", mix, config.mix))
+    return {reward: weight for reward, weight in config.mix[mix].items() if weight}
+
+
+def _trainer(
+    config: Config,
+    tune: TuneConfig,
+    weights: dict[str, float],
+    root: Path,
+    base: Base,
+    tuned: TunedModel,
+    module: nn.Module,
+) -> tuple[Trainer, dict[str, Path]]:
+    """The trainer with all that `prepare` made for it, and the files it came from."""
+    prompts, _, _ = train_rows(root)
+    features = {name: read_text_features(config, root, name, prompts) for name in weights}
+    train_set = TrainSet(prompts, read_train_latents(config, root), features)
+    rewards = {name: load_reward(name, config.rewards[name], base.device) for name in weights}
+    for reward in rewards.values():
+        reward.drop_text_tower()
+    sampler = Sampler(base, config.chain, config.train.switch_at)
+    trainer = Trainer(base, sampler, RewardMix(rewards, weights), train_set, tune, tuned, module)
+    return trainer, {"prompts": root / CURATED / "train.parquet", "latents": root / LATENTS / "train.safetensors"}
+
+
+def _proof(config: Config, tune: TuneConfig, weights: dict[str, float], inputs: dict[str, Path]) -> dict[str, Any]:
+    sections = {
+        "base": config.base,
+        "chain": config.chain,
+        "switch_at": config.train.switch_at,
+        "tune": tune,
+        "mix": weights,
+        "rewards": {name: config.rewards[name].model_dump(mode="json") for name in weights},
+    }
+    models = {
+        "base": identity(config.base.path, config.base.revision),
+        **{name: identity(config.rewards[name].path) for name in weights},
+    }
+    return {**proof(sections, inputs, tune.seed), "models": models}
+
+
+def _run(trainer: Trainer, record: dict[str, Any], config: Config, root: Path, out: Path, part: str) -> Path:
+    """Fit, then write the artifact whole. The state to resume from lives outside `out`, which DVC deletes first."""
+    facts = [part, {name: value for name, value in record.items() if name != "code_revision"}]
+    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    state = root / ".textcraftor/training" / key[:16]
+    history = trainer.fit(state, key, _watched(config, root, trainer.sampler))
+    with written_aside(out) as aside:
+        trainer.module.save_pretrained(aside / part)
+        shutil.copytree(state / "grids", aside / "grids")
+        _write_history(aside / "history.csv", history)
+        write_json(aside / "proof.json", {**record, "weights": digest(aside / part)})
+    shutil.rmtree(state)
+    return out
+
+
+def _watched(config: Config, root: Path, sampler: Sampler) -> tuple[list[str], Tensor]:
+    """The first held-out prompts with their latents at the switch: watched while training, never trained on."""
+    prompts, _, seeds = heldout_rows(config, root)
+    rows = slice(0, WATCHED * config.evaluate.images_per_prompt, config.evaluate.images_per_prompt)
+    return prompts[rows], sampler.prefix(prompts[rows], seeds[rows])
+
+
+def _write_history(path: Path, history: list[dict[str, Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(history[0]))
+        writer.writeheader()
+        writer.writerows(history)
