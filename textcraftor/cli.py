@@ -53,7 +53,7 @@ def prepare(params: Params = PARAMS, device: Device = "auto") -> None:
     from textcraftor.models import choose_device
     from textcraftor.prepare import prepare
 
-    prepare(run, ROOT, choose_device(device))
+    prepare(run, ROOT, choose_device(device, run.cpu_threads))
 
 
 @app.command()
@@ -65,7 +65,7 @@ def train(
     from textcraftor.models import choose_device
     from textcraftor.tuning import train_text_encoder
 
-    typer.echo(train_text_encoder(run, mix, ROOT, choose_device(device)))
+    typer.echo(train_text_encoder(run, mix, ROOT, choose_device(device, run.cpu_threads)))
 
 
 @app.command("train-unet")
@@ -79,7 +79,7 @@ def train_unet(
     from textcraftor.models import choose_device
     from textcraftor.tuning import train_unet
 
-    typer.echo(train_unet(run, mix, ROOT, choose_device(device)))
+    typer.echo(train_unet(run, mix, ROOT, choose_device(device, run.cpu_threads)))
 
 
 @app.command()
@@ -93,7 +93,7 @@ def evaluate(
     from textcraftor.evaluate import evaluate
     from textcraftor.models import choose_device
 
-    typer.echo(evaluate(run, candidate, ROOT, choose_device(device)))
+    typer.echo(evaluate(run, candidate, ROOT, choose_device(device, run.cpu_threads)))
 
 
 @app.command()
@@ -120,15 +120,16 @@ def generate(
             'The prompt is empty. Say what to draw, for instance: "a small red circle on a white background"'
         )
     run = configuration.load(params)
+    from textcraftor.candidate import Candidate
     from textcraftor.generate import draw
-    from textcraftor.models import Candidate, choose_device
+    from textcraftor.models import choose_device
 
     if model in ("base", *run.candidates) or Path(model).is_dir():
         candidate = Candidate.find(model, ROOT)
     else:
         folder = _plugin("textcraftor.candidates", "registry")(model, run)
         candidate = Candidate.find(str(folder), ROOT)
-    draw(run, candidate, prompt, seed, out, choose_device(device))
+    draw(run, candidate, prompt, seed, out, choose_device(device, run.cpu_threads))
     typer.echo(out)
 
 

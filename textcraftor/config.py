@@ -185,6 +185,9 @@ class Config(Section):
     base: BaseConfig
     chain: ChainConfig = ChainConfig()
     sampler: SamplerConfig = SamplerConfig()
+    cpu_threads: Positive | None = Field(
+        None, description="threads of a CPU run; fixed, because sums in another order are other bytes. None: all cores"
+    )
     rewards: dict[Name, RewardConfig]
     mix: dict[Name, Mix]
     prepare: PrepareConfig = PrepareConfig()
@@ -257,13 +260,13 @@ def load(params: Path | str = "params.yaml", overrides: Mapping[str, Any] | None
 
     Raises ConfigError when a file is missing or not YAML, a key is unknown or a value impossible.
     """
-    chosen = _merge(_read(Path(params)), overrides or {})
+    chosen = merge(_read(Path(params)), overrides or {})
     profile = chosen.get("profile", "tiny")
     known = {path.stem: path for path in PROFILES.glob("*.yaml")}
     if profile not in known:
         raise ConfigError(unknown("profile", str(profile), known))
     try:
-        return Config.model_validate({**_merge(_read(known[profile]), chosen), "profile": profile})
+        return Config.model_validate({**merge(_read(known[profile]), chosen), "profile": profile})
     except ValidationError as error:
         raise ConfigError(_one_line(error)) from None
 
@@ -287,12 +290,12 @@ def _read(path: Path) -> dict[str, Any]:
     return data
 
 
-def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Overlay nested mappings; anything else replaces (a list is never merged)."""
     merged = dict(below)
     for key, value in above.items():
         if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
-            merged[key] = _merge(merged[key], value)
+            merged[key] = merge(merged[key], value)
         else:
             merged[key] = value
     return merged

@@ -5,9 +5,10 @@ from pathlib import Path
 import torch
 
 from textcraftor.artifact import written_aside
+from textcraftor.candidate import Candidate
 from textcraftor.config import Config
 from textcraftor.grid import sample_grid
-from textcraftor.models import Candidate, load_base
+from textcraftor.models import load_base, load_candidate
 from textcraftor.sampler import Sampler
 
 
@@ -15,7 +16,7 @@ def draw(config: Config, candidate: Candidate, prompt: str, seed: int, out: Path
     """Write a PNG to `out`: the base's image, and the candidate's beside it. Raises ModelError."""
     base = load_base(config.base, device)
     sampler = Sampler(base, config.chain, config.sampler.switch_at)
-    tuned = candidate.load(base)
+    tuned = load_candidate(candidate, base)
     prefix = sampler.prefix([prompt], [seed])
     images, captions = [sampler.generate([prompt], [seed], None, prefix)], ["base"]
     if tuned is not None:

@@ -1,11 +1,9 @@
 """Base pipelines and what of them is tuned.
 
-A `Base` is a frozen diffusers pipeline; a `Candidate` is what may be promoted: folders with a tuned text
-encoder and perhaps a tuned UNet. Embeddings come from the pipeline's own `encode_prompt`.
+A `Base` is a frozen diffusers pipeline, a `TunedModel` what takes over from it at the switch. Embeddings come from
+the pipeline's own `encode_prompt`.
 """
 
-import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,9 +19,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
-from textcraftor.artifact import digest
+from textcraftor.candidate import Candidate
 from textcraftor.config import BaseConfig
-from textcraftor.errors import ModelError, unknown
+from textcraftor.errors import ModelError
 
 # Loading prints bars and hints meant for notebooks; our own messages say what matters.
 for _library_logging in (diffusers_logging, transformers_logging):
@@ -78,53 +76,21 @@ class TunedModel:
     unet: nn.Module | None = None
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A thing that may be promoted: folders of tuned weights, both None for the base itself."""
-
-    name: str
-    text_encoder: Path | None = None
-    unet: Path | None = None
-
-    @classmethod
-    def find(cls, name: str, root: Path) -> "Candidate":
-        """`base`, a mix (`data/encoders/MIX`), a mix with its tuned UNet (`MIX-unet`), or a folder of either layout.
-
-        Raises ModelError when there is no such candidate.
-        """
-        if name == "base":
-            return cls(name)
-        folder = Path(name)
-        if folder.is_dir():
-            unet = folder / "unet"
-            return cls(folder.name, _weights(folder / "text_encoder"), _weights(unet) if unet.exists() else None)
-        encoders = root / "data/encoders"
-        mix = name.removesuffix("-unet")
-        if not (encoders / mix).is_dir():
-            trained = [path.name for path in encoders.glob("[!.]*")]
-            raise ModelError(
-                f"{unknown('candidate', name, ['base', *trained])} A mix becomes one by `textcraftor train --mix NAME`"
-            )
-        unet_folder = _weights(root / "data/unets" / mix / "unet") if name.endswith("-unet") else None
-        return cls(name, _weights(encoders / mix / "text_encoder"), unet_folder)
-
-    @cached_property
-    def digest(self) -> str:
-        """sha256 over the weights' folders: what a gate record speaks of. Empty for the base."""
-        parts = {"text_encoder": self.text_encoder, "unet": self.unet}
-        digests = {part: digest(path) for part, path in parts.items() if path}
-        return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest() if digests else ""
-
-    def load(self, base: Base) -> TunedModel | None:
-        """The candidate's modules, frozen, on the base's device; None for the base. Raises ModelError."""
-        if self.text_encoder is None:
-            return None
-        encoder = _load_module(CLIPTextModel, self.text_encoder, base)
-        return TunedModel(encoder, _load_module(UNet2DConditionModel, self.unet, base) if self.unet else None)
+def load_candidate(candidate: Candidate, base: Base) -> TunedModel | None:
+    """The candidate's modules, frozen, on the base's device; None for the base. Raises ModelError."""
+    if candidate.text_encoder is None:
+        return None
+    encoder = _load_module(CLIPTextModel, candidate.text_encoder, base)
+    return TunedModel(encoder, _load_module(UNet2DConditionModel, candidate.unet, base) if candidate.unet else None)
 
 
-def choose_device(device: str = "auto") -> torch.device:
-    """`auto`: the GPU where there is one. Raises ModelError for a device torch does not know or have."""
+def choose_device(device: str = "auto", cpu_threads: int | None = None) -> torch.device:
+    """`auto`: the GPU where there is one. cpu_threads: how many torch may use on the CPU, None for all.
+
+    Raises ModelError for a device that torch does not know or have.
+    """
+    if cpu_threads:
+        torch.set_num_threads(cpu_threads)
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -146,7 +112,7 @@ def load_base(config: BaseConfig, device: torch.device) -> Base:
         pipe = StableDiffusionPipeline.from_pretrained(
             config.path,
             revision=config.revision,
-            torch_dtype=getattr(torch, config.dtype),
+            dtype=getattr(torch, config.dtype),
             safety_checker=None,
             requires_safety_checker=False,
             use_safetensors=True,
@@ -162,12 +128,6 @@ def load_base(config: BaseConfig, device: torch.device) -> Base:
     if expected != config.resolution:
         pipe.unet.register_to_config(sample_size=config.resolution // pipe.vae_scale_factor)
     return Base(pipe, device)
-
-
-def _weights(folder: Path) -> Path:
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} holds no model (no config.json). A whole candidate is made by `textcraftor train`")
-    return folder
 
 
 def _load_module(cls: Any, folder: Path, base: Base) -> nn.Module:

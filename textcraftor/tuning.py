@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from textcraftor.artifact import digest, identity, proof, write_json, written_aside
+from textcraftor.candidate import Candidate
 from textcraftor.config import Config, TuneConfig
 from textcraftor.errors import ConfigError, ModelError, unknown
-from textcraftor.models import Base, Candidate, TunedModel, load_base
+from textcraftor.models import Base, TunedModel, load_base, load_candidate
 from textcraftor.prepare import CURATED, LATENTS, heldout_rows, read_text_features, read_train_latents, train_rows
 from textcraftor.rewards import RewardMix, load_reward
 from textcraftor.sampler import Sampler
@@ -48,7 +49,7 @@ def train_unet(config: Config, mix: str, root: Path, device: torch.device) -> Pa
     weights = _weights(config, mix)
     base = load_base(config.base, device)
     candidate = Candidate.find(mix, root)
-    frozen = candidate.load(base)
+    frozen = load_candidate(candidate, base)
     if frozen is None or candidate.text_encoder is None:
         raise ModelError("The UNet is tuned on a tuned text encoder, and the base has none. Train a mix first")
     unet = copy.deepcopy(base.pipe.unet).float().requires_grad_(True)

@@ -1,0 +1,113 @@
+"""A random Stable Diffusion, small enough to run in milliseconds, in the folder layout of the real one."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from textcraftor.config import BaseConfig, ChainConfig, RewardConfig
+from textcraftor.models import Base, load_base
+from textcraftor.rewards import Reward
+from textcraftor.tiny.recipe.tokenizer import new_tokenizer
+
+torch.set_num_threads(1)  # models this small only wait for each other on more
+
+CHAIN = ChainConfig(num_inference_steps=5, guidance_scale=3.0)
+
+
+def random_pipeline() -> StableDiffusionPipeline:
+    torch.manual_seed(0)
+    tokenizer = new_tokenizer()
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=tokenizer.model_max_length,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+    unet = UNet2DConditionModel(
+        sample_size=4,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=4,
+        norm_num_groups=4,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=32,
+    )
+    with torch.no_grad():  # fresh weights hardly hear the prompt: turn it up, so that what is said matters
+        for name, parameter in [*text_encoder.named_parameters(), *unet.named_parameters()]:
+            if parameter.ndim > 1 and ("attn2" in name or "embedding" in name):
+                parameter.mul_(6)
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The random pipeline on disk."""
+    folder = tmp_path_factory.mktemp("base") / "pipeline"
+    random_pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def base(base_folder: Path) -> Base:
+    return load_base(BaseConfig(path=str(base_folder), resolution=32), torch.device("cpu"))
+
+
+class Redness(Reward):
+    """A reward with no model: how red an image is, more so for longer prompts."""
+
+    resolution = 32
+
+    def __init__(self, name: str = "redness", config: RewardConfig | None = None, dtype: torch.dtype = torch.float32):
+        super().__init__(name, config or RewardConfig(kind="redness"), "1")
+        self.scale = nn.Parameter(torch.ones(()), requires_grad=False)
+
+    def text_features(self, prompts: list[str]) -> Tensor:
+        return torch.tensor([[1 + len(prompt) / 100] for prompt in prompts])
+
+    def image_features(self, images: Tensor) -> Tensor:
+        return nn.functional.normalize(images.mean((2, 3)), dim=-1)
+
+    def score(self, images: Tensor, text_features: Tensor) -> Tensor:
+        red, green, blue = images.mean((2, 3)).unbind(1)
+        return self.scale * (red - (green + blue) / 2) * text_features[:, 0]
+
+
+@pytest.fixture
+def redness() -> Redness:
+    return Redness()
