@@ -1,0 +1,165 @@
+"""Random tiny models in the published rewards' own formats, made once a session."""
+
+import json
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from torch import Tensor, nn
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    PreTrainedTokenizerFast,
+)
+
+WORDS = ["<pad>", "<unk>", "red", "blue", "circle", "square", "a", "big", "<start>", "<end>"]
+END = len(WORDS) - 1
+CONTEXT = 8
+SIZE = 16
+WIDTH = 12
+
+
+def save_tokenizer(folder: Path) -> None:
+    """A word-level tokenizer whose end of text has the greatest id, as CLIP's has."""
+    special = {"bos_token": "<start>", "eos_token": "<end>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    words = Tokenizer(WordLevel({word: index for index, word in enumerate(WORDS)}, special["unk_token"]))
+    words.pre_tokenizer = Whitespace()
+    words.post_processor = TemplateProcessing(
+        single="<start> $A <end>", special_tokens=[("<start>", END - 1), ("<end>", END)]
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=CONTEXT, **special)
+    tokenizer.save_pretrained(folder)
+
+
+def vision_config() -> CLIPVisionConfig:
+    return CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=SIZE,
+        patch_size=4,
+        projection_dim=WIDTH,
+        hidden_act="quick_gelu",
+    )
+
+
+def enliven(model: nn.Module) -> nn.Module:
+    """Larger random weights: at the usual initialisation every image and prompt looks the same."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.25)
+    return model
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def pickscore_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A transformers CLIPModel with tokenizer and preprocessor."""
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("pickscore")
+    text = CLIPTextConfig(
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=CONTEXT,
+        projection_dim=WIDTH,
+        bos_token_id=END - 1,
+        eos_token_id=END,
+        pad_token_id=0,
+    )
+    config = CLIPConfig(
+        text_config=text.to_dict(),
+        vision_config=vision_config().to_dict(),
+        projection_dim=WIDTH,
+        logit_scale_init_value=4.6,
+    )
+    enliven(CLIPModel(config)).save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size=SIZE).save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def openclip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An open_clip "local-dir" model, weights in half precision as shipped."""
+    torch.manual_seed(2)
+    folder = tmp_path_factory.mktemp("openclip")
+    model_config = {
+        "embed_dim": WIDTH,
+        "vision_cfg": {"image_size": SIZE, "layers": 2, "width": 16, "head_width": 8, "patch_size": 4},
+        "text_cfg": {
+            "context_length": CONTEXT,
+            "vocab_size": len(WORDS),
+            "width": 16,
+            "heads": 2,
+            "layers": 2,
+            "hf_tokenizer_name": "tokenizer",
+        },
+    }
+    settings = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3]}
+    config = {"model_cfg": model_config, "preprocess_cfg": settings}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    model = enliven(open_clip.CLIP(**model_config)).half()
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    save_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def aesthetic_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A transformers image tower and LAION's linear stack on it."""
+    torch.manual_seed(3)
+    folder = tmp_path_factory.mktemp("aesthetic")
+    enliven(CLIPVisionModelWithProjection(vision_config())).save_pretrained(folder)
+    save_file(head_layers(WIDTH), folder / "head.safetensors")
+    return folder
+
+
+def head_layers(width: int) -> dict[str, Tensor]:
+    """A random linear stack width-1024-128-64-16-1 under LAION's keys."""
+    layers = {}
+    for index, (fan_in, fan_out) in zip(
+        (0, 2, 4, 6, 7), ((width, 1024), (1024, 128), (128, 64), (64, 16), (16, 1)), strict=True
+    ):
+        linear = nn.Linear(fan_in, fan_out)
+        layers[f"layers.{index}.weight"] = linear.weight.detach() * 3
+        layers[f"layers.{index}.bias"] = linear.bias.detach()
+    return layers
+
+
+@pytest.fixture
+def images() -> Tensor:
+    """Three smooth random images of whole bytes, larger than the towers and not square: (3, 3, 40, 32)."""
+    coarse = torch.rand(3, 3, 6, 5)
+    smooth = nn.functional.interpolate(coarse, (40, 32), mode="bilinear", align_corners=True)
+    return (smooth * 255).round() / 255
+
+
+@pytest.fixture
+def pictures(images: Tensor) -> list[Image.Image]:
+    """The same images for PIL."""
+    return [Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy()) for image in images]
+
+
+@pytest.fixture
+def prompts() -> list[str]:
+    return ["a red circle", "a big blue square", "blue"]

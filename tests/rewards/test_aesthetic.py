@@ -1,0 +1,128 @@
+"""The aesthetic predictor: its collapsed head, its tower, its published weights."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import CLIPModel, CLIPVisionModelWithProjection
+
+from textcraftor.config import RewardConfig
+from textcraftor.errors import ModelError, RewardError
+from textcraftor.rewards import Reward, load_reward
+from textcraftor.rewards.aesthetic import collapse
+from textcraftor.rewards.weights import read_tensors
+
+REPOSITORY = Path(__file__).parents[2]
+PUBLISHED = "sac+logos+ava1-l14-linearMSE.pth"
+
+
+@pytest.fixture
+def reward(aesthetic_folder: Path) -> Reward:
+    return load_reward("aesthetic", RewardConfig(kind="aesthetic", path=str(aesthetic_folder)))
+
+
+def stack_of(layers) -> nn.Sequential:
+    """LAION's own layout: linear layers with dropout between them."""
+    sizes = [layers[f"layers.{index}.weight"].shape for index in (0, 2, 4, 6, 7)]
+    linears = [nn.Linear(fan_in, fan_out) for fan_out, fan_in in sizes]
+    dropout = nn.Dropout()
+    stack = nn.Sequential(linears[0], dropout, linears[1], dropout, linears[2], dropout, linears[3], linears[4])
+    stack.load_state_dict({key.removeprefix("layers."): value for key, value in layers.items()})
+    return stack.eval()
+
+
+def test_score_is_the_linear_stack_on_the_normalised_embedding(reward, aesthetic_folder, images, prompts):
+    tower = CLIPVisionModelWithProjection.from_pretrained(aesthetic_folder).eval()
+    with torch.no_grad():
+        embedding = tower(pixel_values=reward.preprocess(images)).image_embeds
+        embedding = embedding / embedding.norm(dim=-1, keepdim=True)
+        expected = stack_of(load_file(aesthetic_folder / "head.safetensors"))(embedding).squeeze(-1)
+    score = reward.score(images, reward.text_features(prompts))
+    torch.testing.assert_close(score, expected, rtol=1e-5, atol=1e-5)
+    assert expected.std() > 1e-3
+    torch.testing.assert_close(reward.image_features(images), embedding)
+
+
+def test_no_prompt_is_read(reward, images, prompts):
+    assert reward.text_features(prompts).shape == (3, 0)
+    reward.drop_text_tower()
+    with pytest.raises(RewardError, match=r"3 images but text features of shape \(2, 0\)"):
+        reward.score(images, reward.text_features(prompts[:2]))
+
+
+def test_head_is_not_rounded_with_the_tower(aesthetic_folder, reward):
+    config = RewardConfig(kind="aesthetic", path=str(aesthetic_folder))
+    low = load_reward("aesthetic", config, dtype=torch.bfloat16)
+    assert torch.equal(low.weight, reward.weight)
+    assert {p.dtype for p in low.parameters()} == {torch.bfloat16}
+
+
+def test_tower_of_a_whole_clip_model(pickscore_folder, aesthetic_folder, images, prompts):
+    """The published tower comes inside a CLIPModel, text tower and all."""
+    config = RewardConfig(kind="aesthetic", path=str(pickscore_folder), head=str(aesthetic_folder / "head.safetensors"))
+    reward = load_reward("aesthetic", config)
+    model = CLIPModel.from_pretrained(pickscore_folder).eval()
+    with torch.no_grad():
+        embedding = model.get_image_features(pixel_values=reward.preprocess(images)).pooler_output
+    torch.testing.assert_close(reward.image_features(images), embedding / embedding.norm(dim=-1, keepdim=True))
+
+
+def test_missing_head_is_named(aesthetic_folder, tmp_path):
+    folder = shutil.copytree(aesthetic_folder, tmp_path / "headless")
+    (folder / "head.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"headless/head\.safetensors does not exist; expected the linear"):
+        load_reward("aesthetic", RewardConfig(kind="aesthetic", path=str(folder)))
+
+
+def without_a_layer(layers):
+    del layers["layers.4.bias"]
+
+
+def with_a_foreign_layer(layers):
+    layers["layers.8.bias"] = torch.zeros(1)
+
+
+def unchained(layers):
+    layers["layers.2.weight"] = torch.zeros(128, 1000)
+
+
+def two_outputs(layers):
+    layers["layers.7.weight"], layers["layers.7.bias"] = torch.zeros(2, 16), torch.zeros(2)
+
+
+def too_narrow(layers):
+    layers["layers.0.weight"] = torch.zeros(1024, 11)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without_a_layer, r"missing or unexpected layers\.4\.bias"),
+        (with_a_foreign_layer, r"missing or unexpected layers\.8\.bias"),
+        (unchained, "do not chain down to one number"),
+        (two_outputs, "do not chain down to one number"),
+        (too_narrow, "reads embeddings of 11 numbers, the tower .* makes 12"),
+    ],
+)
+def test_a_head_that_does_not_fit_is_refused(aesthetic_folder, tmp_path, change, message):
+    layers = load_file(aesthetic_folder / "head.safetensors")
+    change(layers)
+    save_file(layers, tmp_path / "head.safetensors")
+    config = RewardConfig(kind="aesthetic", path=str(aesthetic_folder), head=str(tmp_path / "head.safetensors"))
+    with pytest.raises(ModelError, match=message):
+        load_reward("aesthetic", config)
+
+
+def test_published_head_collapses_to_its_known_vector():
+    folder = Path(os.environ.get("TEXTCRAFTOR_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not (folder / PUBLISHED).is_file():
+        pytest.skip(f"{PUBLISHED} is not in {folder}; set TEXTCRAFTOR_TEST_DATA to the folder that holds it")
+    weight, bias = collapse(read_tensors(folder / PUBLISHED, "LAION's head"), folder / PUBLISHED)
+    assert bias.item() == pytest.approx(5.23664584, abs=1e-6)
+    assert weight.norm().item() == pytest.approx(17.995625, abs=1e-5)
+    assert weight[:3].tolist() == pytest.approx([-0.691593, -0.556994, -0.321169], abs=1e-6)
+    assert (weight.sum() / 768**0.5 + bias).item() == pytest.approx(4.883285, abs=1e-5)

@@ -1,0 +1,70 @@
+"""Preprocessing: the towers' own PIL resize, with a gradient."""
+
+import pytest
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from torch.autograd import gradcheck
+
+from textcraftor.errors import RewardError
+from textcraftor.rewards.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
+
+
+def against_pil(image: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
+    """How far the pixels are from open_clip's own preprocessing of the image as bytes, on the scale 0..1."""
+    picture = Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy())
+    settings = PreprocessCfg(size=preprocess.size, resize_mode=preprocess.resize_mode)
+    expected = image_transform_v2(settings, is_train=False)(picture)
+    pixels = preprocess((image * 255).round()[None] / 255)[0]
+    return (pixels - expected).abs() * torch.tensor(CLIP_STD)[:, None, None]
+
+
+@pytest.mark.parametrize("resize_mode", ["shortest", "squash"])
+@pytest.mark.parametrize("shape", [(64, 64), (64, 48), (48, 64), (31, 50), (9, 11), (16, 16), (16, 40)])
+def test_matches_pil(shape, resize_mode):
+    noise = 0.25 + torch.rand(3, *shape) / 2  # bicubic overshoots, but stays within 0..1
+    difference = against_pil(noise, Preprocess(16, resize_mode=resize_mode))
+    assert difference.max() < 1.6 / 255  # PIL rounds to bytes after each of its two passes
+
+
+def test_overshoot_is_clipped_as_pil_clips_it():
+    blocks = torch.rand(3, 8, 8).round().repeat_interleave(8, 1).repeat_interleave(8, 2)
+    difference = against_pil(blocks, Preprocess(224))
+    assert difference.mean() < 0.001  # unclipped: 0.008
+
+
+def test_an_image_of_the_towers_size_is_only_normalised():
+    images = torch.rand(2, 3, 16, 16)
+    expected = (images - torch.tensor(CLIP_MEAN)[:, None, None]) / torch.tensor(CLIP_STD)[:, None, None]
+    torch.testing.assert_close(Preprocess(16)(images), expected)
+
+
+def test_gradient_of_the_resize():
+    images = 0.2 + 0.6 * torch.rand(1, 3, 7, 6, dtype=torch.float64)
+    preprocess = Preprocess(4, dtype=torch.float64)
+    assert gradcheck(preprocess, images.requires_grad_())
+
+
+def test_white_keeps_its_gradient():
+    """Rounding lifts pixels of a white area above 1; a hard clamp would cut them off."""
+    images = torch.ones(1, 3, 40, 40, requires_grad=True)
+    pixels = Preprocess(16)(images)
+    pixels.sum().backward()
+    assert (images.grad > 0).all()
+    white = (1 - torch.tensor(CLIP_MEAN)) / torch.tensor(CLIP_STD)
+    torch.testing.assert_close(pixels.amax(dim=(0, 2, 3)), white)
+
+
+def test_low_precision_images_resize_in_float32():
+    images = torch.rand(1, 3, 40, 40).bfloat16()
+    assert torch.equal(Preprocess(16)(images), Preprocess(16)(images.float()))
+    assert Preprocess(16, dtype=torch.bfloat16)(images).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    "images",
+    [torch.rand(3, 16, 16), torch.rand(1, 4, 16, 16), torch.zeros(1, 3, 16, 16, dtype=torch.uint8)],
+)
+def test_what_is_no_batch_of_images_is_refused(images):
+    with pytest.raises(RewardError, match=r"Images must be \(B, 3, H, W\) float in \[0, 1\], got"):
+        Preprocess(16)(images)

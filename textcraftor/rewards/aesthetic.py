@@ -1,0 +1,84 @@
+"""The LAION aesthetic predictor: how much people like a picture, whatever the prompt."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import CLIPVisionModelWithProjection
+
+from textcraftor.config import RewardConfig
+from textcraftor.errors import ModelError
+from textcraftor.rewards.base import Reward, check_batch, checked_prompts
+from textcraftor.rewards.huggingface import load_model, load_preprocess
+from textcraftor.rewards.weights import read_tensors
+
+LAYERS = (0, 2, 4, 6, 7)  # between them sat dropout, which is nothing at inference
+
+
+class Aesthetic(Reward):
+    """A linear function of the L2-normalised projected CLIP image embedding, trained on ratings of 1 to 10.
+
+    config.path: folder or hub id of a CLIP image tower; published: openai/clip-vit-large-patch14.
+    config.head: the linear stack, default PATH/head.safetensors; published: sac+logos+ava1-l14-linearMSE.pth.
+    SD 1.5 scores about 5.26, a tuned encoder 6 to 7; above 9 the model has collapsed (paper figure 6).
+    Source: LAION's improved-aesthetic-predictor.
+    """
+
+    default_version = "2"
+    range = (1.0, 10.0)
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, name: str, config: RewardConfig, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(name, config, dtype)
+        tower = load_model(CLIPVisionModelWithProjection, config.path, ignore=("text_", "logit_scale"))
+        self.preprocess = load_preprocess(config.path, tower.config.image_size, dtype)
+        self.resolution = self.preprocess.size
+        self.tower = tower.to(dtype)
+        head = Path(config.head or f"{config.path}/head.safetensors")
+        weight, bias = collapse(read_tensors(head, "the linear stack layers.{0,2,4,6,7}.{weight,bias}"), head)
+        if len(weight) != tower.config.projection_dim:
+            raise ModelError(
+                f"{head} reads embeddings of {len(weight)} numbers, the tower {config.path} makes "
+                f"{tower.config.projection_dim}. They belong to different models"
+            )
+        self.register_buffer("weight", weight.float())
+        self.register_buffer("bias", bias.float())
+
+    def text_features(self, prompts: Sequence[str]) -> Tensor:
+        """(B, 0): no prompt is read."""
+        return torch.empty(len(checked_prompts(self.name, prompts)), 0, device=self.device)
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """(B, D) float32, L2-normalised, gradient kept.  images: (B, 3, H, W) float in [0, 1]."""
+        return F.normalize(self.tower(self.preprocess(images)).image_embeds.float(), dim=-1)
+
+    def score(self, images: Tensor, text_features: Tensor) -> Tensor:
+        """The predicted rating (B,), differentiable to the images.  text_features: (B, 0), or any (B, D)."""
+        check_batch(self.name, images, text_features)
+        return self.image_features(images) @ self.weight + self.bias
+
+
+def collapse(layers: Mapping[str, Tensor], path: Path) -> tuple[Tensor, Tensor]:
+    """The stack of linear layers as one vector (D,) and one bias (), in float64.
+
+    There is no activation between them, so W5(W4(...W1 e + b1...) + b4) + b5 = w.e + b.
+    Raises ModelError when keys are missing or foreign, or the shapes do not chain down to one number.
+    """
+    expected = {f"layers.{index}.{part}" for index in LAYERS for part in ("weight", "bias")}
+    if layers.keys() != expected:
+        odd = ", ".join(sorted(layers.keys() ^ expected))
+        raise ModelError(f"{path} is not the linear stack layers.{{0,2,4,6,7}}: missing or unexpected {odd}")
+    first, *rest = LAYERS
+    weight, bias = layers[f"layers.{first}.weight"].double(), layers[f"layers.{first}.bias"].double()
+    try:
+        for index in rest:
+            matrix = layers[f"layers.{index}.weight"].double()
+            weight, bias = matrix @ weight, matrix @ bias + layers[f"layers.{index}.bias"].double()
+        return weight.squeeze(0).reshape(weight.shape[-1]), bias.reshape(())
+    except RuntimeError as error:
+        shapes = ", ".join(str(tuple(layers[f"layers.{index}.weight"].shape)) for index in LAYERS)
+        raise ModelError(f"{path}: layers of shapes {shapes} do not chain down to one number") from error

@@ -1,0 +1,63 @@
+"""Hugging Face CLIP models: loaded whole, with the preprocessing and tokenizer they name."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, CLIPImageProcessor, PreTrainedModel
+
+from textcraftor.errors import ModelError
+from textcraftor.rewards.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
+from textcraftor.rewards.weights import loading, local_or_hub, refuse_misfit
+
+
+def load_model(kind: type[PreTrainedModel], path: str, ignore: tuple[str, ...] = ()) -> Any:
+    """A transformers model in float32 from a folder or hub id, safetensors only.
+
+    ignore: beginnings of keys that a fuller checkpoint may hold beside the model's own.
+    Raises ModelError when it is missing, truncated, or any other key or shape does not fit.
+    """
+    wants = f"a {kind.__name__} (config.json and model.safetensors)"
+    with loading(path, wants):
+        source = local_or_hub(path, wants)
+        loaded: Any = kind.from_pretrained(
+            source,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
+        )
+        model, info = loaded
+        refuse_misfit(
+            f"{path}/model.safetensors",
+            missing=info["missing_keys"],
+            unexpected=[key for key in info["unexpected_keys"] if not key.startswith(ignore)],
+            misshaped={key: (tuple(got), tuple(wanted)) for key, got, wanted in info["mismatched_keys"]},
+        )
+    return model
+
+
+def load_preprocess(path: str, size: int, dtype: torch.dtype) -> Preprocess:
+    """The preprocessing that preprocessor_config.json names (CLIP's own without one), at the tower's size."""
+    mean, std = list(CLIP_MEAN), list(CLIP_STD)
+    if not Path(path).is_dir() or Path(path, "preprocessor_config.json").is_file():
+        with loading(path, "a preprocessor_config.json"):
+            processor = CLIPImageProcessor.from_pretrained(path)
+            mean, std = processor.image_mean, processor.image_std
+    return Preprocess(size, mean, std, dtype=dtype)
+
+
+def load_tokenizer(path: str, model: Any) -> Any:
+    """The tokenizer that goes with `model`. Raises ModelError when it is missing or another model's."""
+    with loading(path, "a tokenizer (tokenizer.json)"):
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    text = model.config.text_config
+    greatest = max(tokenizer.get_vocab().values())
+    # transformers pools where the end-of-text token is; configurations of old say 2 and mean the greatest id.
+    end = greatest if text.eos_token_id == 2 else text.eos_token_id
+    if greatest >= text.vocab_size or tokenizer.eos_token_id != end:
+        raise ModelError(
+            f"{path}: the tokenizer (ids up to {greatest}, end of text {tokenizer.eos_token_id}) is not the "
+            f"model's (vocabulary {text.vocab_size}, end of text {end}). Use the one it was trained with"
+        )
+    return tokenizer

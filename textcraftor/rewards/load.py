@@ -1,0 +1,66 @@
+"""From a name in the profile to a frozen reward on its device."""
+
+import importlib
+from collections.abc import Iterable, Mapping
+from importlib.metadata import entry_points
+
+import torch
+
+from textcraftor.config import RewardConfig
+from textcraftor.errors import RewardError, unknown
+from textcraftor.rewards.base import Reward
+
+GROUP = "textcraftor.rewards"
+
+# By dotted path, so that no model library is imported before it is used.
+KINDS = {
+    "aesthetic": "textcraftor.rewards.aesthetic:Aesthetic",
+    "clip": "textcraftor.rewards.clip:Clip",
+    "hpsv2": "textcraftor.rewards.hpsv2:HPSv2",
+    "pickscore": "textcraftor.rewards.pickscore:PickScore",
+}
+
+
+def load_reward(
+    name: str, config: RewardConfig, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Reward:
+    """The reward `name`, frozen, in eval mode, on `device`; its towers compute in `dtype`.
+
+    Raises RewardError for an unknown kind, ModelError for weights that are missing or do not fit.
+    """
+    reward = _class_of(config.kind)(name, config, dtype)
+    return reward.requires_grad_(False).eval().to(device)
+
+
+def load_rewards(
+    configs: Mapping[str, RewardConfig],
+    names: Iterable[str],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, Reward]:
+    """The rewards called `names`, each once.
+
+    Raises RewardError for a name that `configs` lacks, before anything is loaded.
+    """
+    wanted = list(dict.fromkeys(names))
+    for name in wanted:
+        if name not in configs:
+            raise RewardError(unknown("reward", name, configs))
+    return {name: load_reward(name, configs[name], device, dtype) for name in wanted}
+
+
+def _class_of(kind: str) -> type[Reward]:
+    """The class a kind names: one of KINDS, an entry point, or "package.module:Class"."""
+    plugins = {point.name: point.value for point in entry_points(group=GROUP)}
+    path = KINDS.get(kind) or plugins.get(kind) or kind
+    module, colon, attribute = path.partition(":")
+    if not colon:
+        message = unknown("reward kind", kind, {*KINDS, *plugins})
+        raise RewardError(f"{message} Or name a class: package.module:Class")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise RewardError(f"Reward kind {kind!r}: cannot import {path}: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Reward)):
+        raise RewardError(f"Reward kind {kind!r}: {path} is not a subclass of textcraftor.rewards.Reward")
+    return found
