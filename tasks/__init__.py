@@ -1,0 +1,1 @@
+"""Thin adapters, one per tool: DVC, Great Expectations, MLflow. The library never imports them."""

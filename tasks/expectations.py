@@ -1,0 +1,302 @@
+"""Great Expectations: is the curated data fit to train on and to judge by?
+
+Curation promises what these expectations check, on the files as they lie there: an edited, truncated
+or stale table stops the run before anything is trained. Rules of your own go into
+`data/expectations/*.json`, see the README there.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import polars as pl
+
+from tasks.validation_page import page
+from textcraftor.artifact import digest, write_json, written_aside
+from textcraftor.config import Config, PromptsConfig
+from textcraftor.errors import PromptError
+from textcraftor.prompts.categories import categories
+from textcraftor.prompts.curation import alike, blocked, read_benchmarks
+from textcraftor.prompts.sources import source_name
+from textcraftor.prompts.splits import FEWEST_HELDOUT
+from textcraftor.prompts.table import SCHEMA, noise_seed, prompt_id, read_table
+from textcraftor.prompts.text import clean
+from textcraftor.tiny.language import parse
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from great_expectations.expectations import Expectation
+
+CURATED: Final = Path("data/prompts/curated")
+RECORD: Final = Path("data/prompts/validation.json")
+REPORT: Final = RECORD.with_suffix(".html")
+OWN_RULES: Final = Path("data/expectations")
+EXAMPLES: Final = 5
+
+Tables = dict[str, pl.DataFrame]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One expectation and what became of it. unexpected: rows that break it; examples: some of their values."""
+
+    table: str
+    meaning: str
+    expectation: str
+    column: str | None
+    holds: bool
+    observed: str | None
+    unexpected: int
+    examples: tuple[str, ...]
+
+
+def validate(config: Config, root: Path) -> None:
+    """Check both curated tables; write data/prompts/validation.json and validation.html, whatever the verdict.
+
+    Raises PromptError, after writing, when an expectation does not hold or a table cannot be read.
+    """
+    os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read when Great Expectations is imported, further down
+    paths = {name: root / CURATED / f"{name}.parquet" for name in ("train", "heldout")}
+    inputs = {name: digest(path) for name, path in paths.items() if path.is_file()}
+    try:
+        checks = _all_checks({name: read_table(path) for name, path in paths.items()}, config.prompts, root)
+    except PromptError as error:
+        _write(root, success=False, problem=str(error), inputs=inputs, checks=[])
+        raise
+    broken = [check for check in checks if not check.holds]
+    _write(root, success=not broken, problem=None, inputs=inputs, checks=checks)
+    if broken:
+        told = "; ".join(_told(check) for check in broken[:3]) + ("; ..." if len(broken) > 3 else "")
+        raise PromptError(
+            f"The curated prompts break {len(broken)} of {len(checks)} expectations: {told}. "
+            f"Read {REPORT}, mend the sources or the prompts section, and curate again"
+        )
+
+
+def _all_checks(tables: Tables, config: PromptsConfig, root: Path) -> list[Check]:
+    checks = _check(tables, {name: _structure(name, config) for name in tables})
+    if not all(check.holds for check in checks):
+        return checks  # the rest reads columns that are not there
+    seen = _with_evidence(tables, config, root)
+    checks += _check(seen, {name: _content(name, seen, config) for name in tables})
+    return checks + _check(tables, {name: _own_rules(name, root) for name in tables})
+
+
+def _structure(name: str, config: PromptsConfig) -> list["Expectation"]:
+    """What must hold before the rows are looked at: columns, types, size."""
+    import great_expectations.expectations as gxe
+
+    fewest, most = (1, config.max_train) if name == "train" else (FEWEST_HELDOUT, config.heldout)
+    expected: list[Expectation] = [
+        gxe.ExpectTableColumnsToMatchSet(
+            column_set=SCHEMA.names(), exact_match=False, meta=_means("every column is there")
+        ),
+        gxe.ExpectTableRowCountToBeBetween(
+            min_value=fewest, max_value=most, meta=_means("as many rows as the prompts section allows")
+        ),
+    ]
+    for column, kind in SCHEMA.items():
+        type_name = "str" if kind == pl.String else "int64"
+        meaning = _means(f"{column} holds {'text' if kind == pl.String else 'whole numbers'}")
+        expected.append(gxe.ExpectColumnValuesToBeOfType(column=column, type_=type_name, meta=meaning))
+        expected.append(gxe.ExpectColumnValuesToNotBeNull(column=column, meta=_means(f"no {column} is missing")))
+    return expected
+
+
+def _content(name: str, tables: Tables, config: PromptsConfig) -> list["Expectation"]:
+    """What must hold of the rows. The columns beyond the schema are evidence, see `_with_evidence`."""
+    import great_expectations.expectations as gxe
+
+    world = categories(config.world)
+    expected: list[Expectation] = [
+        gxe.ExpectColumnValuesToBeUnique(column="prompt", meta=_means("no prompt occurs twice")),
+        gxe.ExpectColumnValuesToBeUnique(column="prompt_id", meta=_means("no prompt_id occurs twice")),
+        gxe.ExpectColumnValuesToBeUnique(column="seed", meta=_means("no two prompts share their noise")),
+        gxe.ExpectColumnValueLengthsToBeBetween(
+            column="prompt",
+            min_value=config.min_characters,
+            max_value=config.max_characters,
+            meta=_means("prompts are as long as the bounds allow, in characters"),
+        ),
+        gxe.ExpectColumnPairValuesToBeEqual(
+            column_A="prompt", column_B="cleaned", meta=_means("prompts are clean: no control characters, NFC")
+        ),
+        gxe.ExpectColumnValuesToMatchRegex(
+            column="prompt_id", regex="^[0-9a-f]{16}$", meta=_means("prompt_id is 16 hex digits")
+        ),
+        gxe.ExpectColumnPairValuesToBeEqual(
+            column_A="prompt_id", column_B="own_id", meta=_means("prompt_id is the digest of the prompt beside it")
+        ),
+        gxe.ExpectColumnValuesToBeBetween(column="seed", min_value=0, meta=_means("seeds are not negative")),
+        gxe.ExpectColumnPairValuesToBeEqual(
+            column_A="seed", column_B="own_seed", meta=_means("seeds follow from the prompt_id")
+        ),
+        gxe.ExpectColumnPairValuesToBeEqual(
+            column_A="words", column_B="own_words", meta=_means("words counts the prompt's words")
+        ),
+        gxe.ExpectColumnValuesToBeInSet(
+            column="category", value_set=list(world), meta=_means("every category is known")
+        ),
+        gxe.ExpectColumnValuesToBeInSet(
+            column="source",
+            value_set=sorted({source_name(source) for source in config.sources}),
+            meta=_means("every row comes from a source of this profile"),
+        ),
+        gxe.ExpectColumnValuesToBeNull(column="blocked", meta=_means("no prompt holds a blocked word")),
+    ]
+    if config.world == "tiny":
+        expected.append(
+            gxe.ExpectColumnValuesToBeNull(column="foreign", meta=_means("every prompt is of the tiny world"))
+        )
+    if name == "train":
+        held = tables["heldout"]["prompt_id"].to_list()
+        expected += [
+            gxe.ExpectColumnValuesToNotBeInSet(
+                column="prompt_id", value_set=held, meta=_means("no held-out prompt is in train")
+            ),
+            gxe.ExpectColumnValuesToBeNull(
+                column="like_heldout", meta=_means("no near duplicate of a held-out prompt is in train")
+            ),
+            gxe.ExpectColumnValuesToBeNull(
+                column="like_benchmark", meta=_means("no benchmark prompt, nor a near duplicate of one, is in train")
+            ),
+        ]
+    return expected
+
+
+def _with_evidence(tables: Tables, config: PromptsConfig, root: Path) -> Tables:
+    """The tables with what each row ought to say (`cleaned`, `own_*`) and the prompts that break a rule.
+
+    A rule's column holds the prompt where it is broken and null elsewhere, so that reports quote it.
+    """
+    benchmarks = read_benchmarks(config, root)
+    heldout = tables["heldout"]["prompt"]
+    seen = {}
+    for name, table in tables.items():
+        prompts = table["prompt"]
+        rules = {
+            "blocked": table.select(blocked(config.blocklist).alias("blocked"))["blocked"],
+            "foreign": pl.Series([parse(prompt) is None for prompt in prompts], dtype=pl.Boolean),
+        }
+        if name == "train":
+            rules["like_heldout"] = alike(prompts, heldout, config.near_duplicate)
+            rules["like_benchmark"] = alike(prompts, benchmarks, config.near_duplicate)
+        seen[name] = table.with_columns(
+            pl.Series("cleaned", map(clean, prompts), dtype=pl.String),
+            pl.Series("own_id", map(prompt_id, prompts), dtype=pl.String),
+            pl.Series("own_seed", [noise_seed(one, 0) for one in table["prompt_id"]], dtype=pl.Int64),
+            pl.Series("own_words", [len(prompt.split()) for prompt in prompts], dtype=pl.Int64),
+            *(pl.when(where).then(pl.col("prompt")).alias(rule) for rule, where in rules.items()),
+        )
+    return seen
+
+
+def _own_rules(name: str, root: Path) -> list["Expectation"]:
+    """The project's own expectations, from data/expectations/*.json. Raises PromptError for one GX does not know."""
+    from great_expectations.exceptions import ExpectationNotFoundError
+    from great_expectations.expectations.registry import get_expectation_impl
+
+    expected = []
+    for path in sorted((root / OWN_RULES).glob("*.json")):
+        try:
+            rules = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(rules, list):
+                raise TypeError(f"got {type(rules).__name__}")
+            for rule in rules:
+                if name in rule.get("tables", ["train", "heldout"]):
+                    make = get_expectation_impl(rule["type"])
+                    expected.append(make(**rule["kwargs"], meta=_means(rule["meaning"])))
+        except (ValueError, TypeError, KeyError, AttributeError, ExpectationNotFoundError) as error:
+            what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise PromptError(
+                f"{path} is not a list of expectations ({what}). "
+                'Each is {"type": "expect_...", "kwargs": {...}, "meaning": "..."}'
+            ) from None
+    return expected
+
+
+def _means(meaning: str) -> dict[str, str]:
+    return {"meaning": meaning}
+
+
+def _check(tables: Tables, expectations: dict[str, list["Expectation"]]) -> list[Check]:
+    """Run Great Expectations over each table. The same tables give the same checks, in the order asked."""
+    import great_expectations as gx
+
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = {"globally": False}
+    source = context.data_sources.add_pandas("curated")
+    checks = []
+    for name, table in tables.items():
+        if not expectations[name]:
+            continue
+        whole = source.add_dataframe_asset(name).add_batch_definition_whole_dataframe("whole")
+        batch = whole.get_batch({"dataframe": _to_pandas(table)})
+        suite = gx.ExpectationSuite(name=name, expectations=expectations[name])
+        form = {"result_format": "SUMMARY", "partial_unexpected_count": EXAMPLES}
+        results = [result.to_json_dict() for result in batch.validate(suite, result_format=form).results]
+        asked = [one.meta["meaning"] for one in expectations[name] if one.meta]
+        # Great Expectations answers in an order of its own.
+        checks += sorted((_as_check(name, result) for result in results), key=lambda check: asked.index(check.meaning))
+    return checks
+
+
+def _to_pandas(table: pl.DataFrame) -> "pd.DataFrame":
+    """Text as Python strings: only then does Great Expectations look at the type of each value."""
+    text = [name for name, kind in table.schema.items() if kind == pl.String]
+    return table.to_pandas().astype(dict.fromkeys(text, object))
+
+
+def _as_check(table: str, result: dict[str, Any]) -> Check:
+    asked, found = result["expectation_config"], result["result"]
+    kwargs = asked["kwargs"]
+    examples = [_quoted(value) for value in found.get("partial_unexpected_list", [])[:EXAMPLES]]
+    observed = found.get("observed_value")
+    return Check(
+        table=table,
+        meaning=asked["meta"]["meaning"],
+        expectation=asked["type"],
+        column=kwargs.get("column")
+        or " = ".join(kwargs[key] for key in ("column_A", "column_B") if key in kwargs)
+        or None,
+        holds=result["success"],
+        observed=_raised(result["exception_info"]) or (None if observed is None else str(observed)),
+        unexpected=found.get("unexpected_count", 0),
+        examples=tuple(dict.fromkeys(examples)),
+    )
+
+
+def _quoted(value: Any) -> str:
+    """An unexpected value, or a pair: what is there, then what should be."""
+    return " instead of ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _raised(info: dict[str, Any]) -> str | None:
+    """What stopped an expectation from being evaluated, if anything did: one entry, or one for each metric."""
+    entries = [info] if "raised_exception" in info else list(info.values())
+    messages = [str(entry["exception_message"]) for entry in entries if entry["raised_exception"]]
+    return "could not be evaluated: " + messages[0] if messages else None
+
+
+def _told(check: Check) -> str:
+    what = f" ({check.unexpected} rows, such as {check.examples[0][:80]!r})" if check.examples else ""
+    seen = f" (it is {check.observed})" if check.observed and not what else ""
+    return f"{check.table}: {check.meaning}{what}{seen}"
+
+
+def _write(root: Path, success: bool, problem: str | None, inputs: dict[str, str], checks: Sequence[Check]) -> None:
+    record = {
+        "success": success,
+        "problem": problem,
+        "great_expectations": version("great_expectations"),
+        "inputs": inputs,
+        "expectations": {"met": sum(check.holds for check in checks), "of": len(checks)},
+        "checks": [asdict(check) for check in checks],
+    }
+    write_json(root / RECORD, record)
+    with written_aside(root / REPORT) as aside:
+        aside.write_text(page(record), encoding="utf-8")

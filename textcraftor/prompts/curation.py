@@ -1,0 +1,208 @@
+"""Curation: sources -> clean -> within bounds -> distinct -> classified -> split. Every drop is counted."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import polars as pl
+
+from textcraftor.artifact import proof, write_json, written_aside
+from textcraftor.config import FileSource, PromptsConfig
+from textcraftor.errors import PromptError
+from textcraftor.prompts.categories import classify
+from textcraftor.prompts.duplicates import near_duplicates
+from textcraftor.prompts.sources import read_file, read_source, source_name
+from textcraftor.prompts.splits import FEWEST_HELDOUT, split
+from textcraftor.prompts.table import noise_seed, prompt_id, write_prompts
+from textcraftor.prompts.text import clean
+from textcraftor.tiny.language import parse
+
+# Why a row is dropped, in the order in which the reasons are tried; the first that holds is counted.
+REASONS: Final = {
+    "empty": "no text, or nothing but spaces and control characters",
+    "too_short": "fewer characters than prompts.min_characters",
+    "too_long": "more characters than prompts.max_characters",
+    "blocked": "holds a word of prompts.blocklist",
+    "foreign": "prompts.world is tiny, and the prompt names nothing of it",
+    "repeated": "the same prompt as an earlier row, case and spacing aside",
+    "benchmark": "a benchmark prompt, or a near duplicate of one",
+    "near_duplicate": "nearly the same as an earlier row",
+    "surplus": "beyond prompts.max_train",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SourceCount:
+    """What became of one source: read = train + heldout + all that was dropped."""
+
+    licence: str
+    read: int
+    train: int
+    heldout: int
+    dropped: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class CurationSummary:
+    """What curation did, as curation.json tells it. notes: what a reader should know about the outcome."""
+
+    train: int
+    heldout: int
+    heldout_asked: int
+    categories: dict[str, dict[str, int]]
+    sources: dict[str, SourceCount]
+    notes: tuple[str, ...]
+
+
+def curate(config: PromptsConfig, root: Path, out: Path) -> CurationSummary:
+    """Write OUT/train.parquet, OUT/heldout.parquet and OUT/curation.json, all or nothing.
+
+    root: what the sources' relative paths start at.  out: a folder, replaced as a whole.
+    The same sources and config give the same bytes. No two rows of the two tables are the same or
+    near duplicates, and none is one of a benchmark prompt.
+    Raises PromptError when a source cannot be read, or too few prompts survive to train and evaluate.
+    """
+    rows = _read(config, root)
+    benchmarks = read_benchmarks(config, root)
+    read = _per_source(rows)
+    drops: dict[str, dict[str, int]] = {reason: {} for reason in REASONS}
+
+    def drop(frame: pl.DataFrame, where: pl.Expr | pl.Series, reason: str) -> pl.DataFrame:
+        marked = frame.with_columns(where.alias("dropped"))
+        drops[reason] = _per_source(marked.filter("dropped"))
+        return marked.filter(~pl.col("dropped")).drop("dropped")
+
+    length = pl.col("prompt").str.len_chars()
+    rows = drop(rows, pl.col("prompt") == "", "empty")
+    rows = drop(rows, length < config.min_characters, "too_short")
+    rows = drop(rows, length > config.max_characters, "too_long")
+    rows = drop(rows, blocked(config.blocklist), "blocked")
+    if config.world == "tiny":
+        rows = drop(rows, pl.Series([parse(prompt) is None for prompt in rows["prompt"]], dtype=pl.Boolean), "foreign")
+    rows = rows.with_columns(pl.Series("prompt_id", map(prompt_id, rows["prompt"]), dtype=pl.String))
+    rows = drop(rows, ~pl.col("prompt_id").is_first_distinct(), "repeated")
+    rows = drop(rows, alike(rows["prompt"], benchmarks, config.near_duplicate), "benchmark")
+    rows = drop(rows, _like_earlier(rows["prompt"], config.near_duplicate), "near_duplicate")
+    if rows.height < 2 * FEWEST_HELDOUT:
+        raise PromptError(
+            f"{rows.height or 'No'} prompts survive curation; {2 * FEWEST_HELDOUT} are the least to train on some "
+            f"and evaluate on others. Dropped: {_told(drops)}. Add prompts.sources, or loosen what drops them"
+        )
+
+    rows = rows.with_columns(
+        pl.Series("seed", [noise_seed(name, 0) for name in rows["prompt_id"]], dtype=pl.Int64),
+        classify(rows["prompt"], config.world),
+        pl.Series("words", [len(prompt.split()) for prompt in rows["prompt"]], dtype=pl.Int64),
+    )
+    tables = split(rows, config.heldout, config.max_train, config.seed)
+    drops["surplus"] = _per_source(tables.surplus)
+
+    summary = _summary(config, tables.train, tables.heldout, read, drops)
+    with written_aside(out) as aside:
+        aside.mkdir()
+        write_prompts(tables.train, aside / "train.parquet")
+        write_prompts(tables.heldout, aside / "heldout.parquet")
+        write_json(aside / "curation.json", _record(summary, config, root))
+    return summary
+
+
+def read_benchmarks(config: PromptsConfig, root: Path) -> pl.Series:
+    """Every prompt of `prompts.benchmarks`, cleaned."""
+    texts = [text for source in config.benchmarks for text in read_file(root / source.path, source.column)]
+    return pl.Series("prompt", [clean(text) for text in texts if text], dtype=pl.String)
+
+
+def alike(prompts: pl.Series, others: pl.Series, threshold: float) -> pl.Series:
+    """Which prompts are the same as one of the others or, below a threshold of 1, a near duplicate of one."""
+    same = pl.Series(map(prompt_id, prompts), dtype=pl.String).is_in({prompt_id(other) for other in others})
+    if threshold == 1 or others.is_empty():
+        return same
+    pairs = near_duplicates(pl.concat([others, prompts]), threshold)
+    near = pairs.filter(pl.col("row") >= len(others), pl.col("earlier") < len(others))["row"].unique()
+    return same | pl.int_range(len(others), len(others) + len(prompts), eager=True).is_in(near.implode())
+
+
+def _read(config: PromptsConfig, root: Path) -> pl.DataFrame:
+    """All rows of all sources, cleaned, in the order in which the profile lists them: earlier rows win."""
+    frames = []
+    for source in config.sources:
+        texts = [clean(text or "") for text in read_source(source, root)]
+        frames.append(
+            pl.DataFrame({"prompt": pl.Series(texts, dtype=pl.String)}).with_columns(source=pl.lit(source_name(source)))
+        )
+    return pl.concat(frames)
+
+
+def blocked(blocklist: Iterable[str]) -> pl.Expr:
+    words = [pl.escape_regex(clean(word).lower()) for word in blocklist if clean(word)]
+    if not words:
+        return pl.lit(False)
+    # Not \b: a blocked word may itself begin or end with a sign.
+    return pl.col("prompt").str.to_lowercase().str.contains(rf"(?:^|\W)(?:{'|'.join(words)})(?:\W|$)")
+
+
+def _like_earlier(prompts: pl.Series, threshold: float) -> pl.Series:
+    """Which rows are near duplicates of an earlier row that stays; none with a threshold of 1."""
+    dropped: set[int] = set()
+    if threshold < 1:
+        for row, earlier in near_duplicates(prompts, threshold).select("row", "earlier").iter_rows():
+            if earlier not in dropped:
+                dropped.add(row)
+    return pl.int_range(len(prompts), eager=True).is_in(sorted(dropped))
+
+
+def _per_source(rows: pl.DataFrame) -> dict[str, int]:
+    return dict(rows["source"].value_counts().iter_rows())
+
+
+def _per_category(rows: pl.DataFrame) -> dict[str, int]:
+    return dict(rows["category"].value_counts().sort("category").iter_rows())
+
+
+def _told(drops: Mapping[str, Mapping[str, int]]) -> str:
+    totals = {reason: sum(counts.values()) for reason, counts in drops.items()}
+    return (
+        ", ".join(f"{reason} {total}" for reason, total in totals.items() if total)
+        or "nothing, the sources hold no rows"
+    )
+
+
+def _summary(
+    config: PromptsConfig,
+    train: pl.DataFrame,
+    heldout: pl.DataFrame,
+    read: Mapping[str, int],
+    drops: Mapping[str, Mapping[str, int]],
+) -> CurationSummary:
+    in_train, in_heldout = _per_source(train), _per_source(heldout)
+    sources = {
+        (name := source_name(source)): SourceCount(
+            licence=source.licence if isinstance(source, FileSource) else "Apache-2.0",
+            read=read.get(name, 0),
+            train=in_train.get(name, 0),
+            heldout=in_heldout.get(name, 0),
+            dropped={reason: counts.get(name, 0) for reason, counts in drops.items()},
+        )
+        for source in config.sources
+    }
+    notes = []
+    if heldout.height < config.heldout:
+        notes.append(
+            f"prompts.heldout asks for {config.heldout}, but at most half of the "
+            f"{train.height + heldout.height} prompts are held out: evaluation runs on {heldout.height}"
+        )
+    return CurationSummary(
+        train=train.height,
+        heldout=heldout.height,
+        heldout_asked=config.heldout,
+        categories={"train": _per_category(train), "heldout": _per_category(heldout)},
+        sources=sources,
+        notes=tuple(notes),
+    )
+
+
+def _record(summary: CurationSummary, config: PromptsConfig, root: Path) -> dict[str, Any]:
+    files = {source.path for source in (*config.sources, *config.benchmarks) if isinstance(source, FileSource)}
+    inputs = {path: root / path for path in files}
+    return {**asdict(summary), "reasons": REASONS, "proof": proof({"prompts": config}, inputs, config.seed)}

@@ -1,0 +1,70 @@
+"""The prompt table: its schema, the identity of a prompt, and its files.
+
+A row is one prompt, and carries all that later stages key on: `prompt_id` says which prompt it is,
+`seed` which noise its first image starts from. Both follow from the text alone, so the same prompt
+meets the same noise in every run, batch and shard.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Final
+
+import polars as pl
+from polars.exceptions import PolarsError
+
+from textcraftor.errors import PromptError
+from textcraftor.prompts.text import normalise
+
+SCHEMA: Final = pl.Schema(
+    {
+        "prompt": pl.String,
+        "prompt_id": pl.String,
+        "seed": pl.Int64,
+        "source": pl.String,
+        "category": pl.String,
+        "words": pl.Int64,
+    }
+)
+_REMEDY: Final = "Make it with `textcraftor curate`"
+
+
+def prompt_id(prompt: str) -> str:
+    """The prompt's identity: the first 16 hex digits of the sha256 of its normalised text.
+
+    Prompts that differ by case or spacing alone are one. At 10 M prompts the chance that any two
+    others share an id is 3 in a million.
+    """
+    return hashlib.sha256(normalise(prompt).encode()).hexdigest()[:16]
+
+
+def noise_seed(prompt_id: str, image_index: int) -> int:
+    """The seed of the initial noise of one image of one prompt: 63 bits, so that it fits an int64."""
+    return int.from_bytes(hashlib.sha256(f"{prompt_id}:{image_index}".encode()).digest()[:8]) >> 1
+
+
+def write_prompts(table: pl.DataFrame, path: Path) -> None:
+    """Write the columns of the schema, ordered by prompt_id: the same rows give the same bytes."""
+    table.select(SCHEMA.names()).sort("prompt_id").cast(SCHEMA).write_parquet(path, compression="zstd")
+
+
+def read_table(path: Path) -> pl.DataFrame:
+    """Read a parquet file, whatever its columns. Raises PromptError when it is missing or no parquet."""
+    try:
+        return pl.read_parquet(path)
+    except FileNotFoundError:
+        raise PromptError(f"{path} does not exist. {_REMEDY}") from None
+    except (PolarsError, OSError) as error:
+        raise PromptError(f"{path} is not a readable parquet file: {' '.join(str(error).split())}. {_REMEDY}") from None
+
+
+def read_prompts(path: Path) -> pl.DataFrame:
+    """Read a curated table: the columns of the schema, nothing else.
+
+    Raises PromptError when the file is missing, is no parquet, or lacks a column of the schema.
+    """
+    table = read_table(path)
+    wrong = [f"{name} {kind}" for name, kind in SCHEMA.items() if table.schema.get(name) != kind]
+    if wrong:
+        has = ", ".join(f"{name} {kind}" for name, kind in table.schema.items()) or "no columns"
+        raise PromptError(f"{path} is not a prompt table: it needs {', '.join(wrong)}; it has {has}. {_REMEDY}")
+    return table.select(SCHEMA.names())
