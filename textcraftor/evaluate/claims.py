@@ -1,0 +1,33 @@
+"""Which claims of the prompts hold, by kind of claim and by language: what the tiny world's oracle can tell."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from textcraftor.evaluate.generation import from_bytes
+from textcraftor.tiny.language import reword
+from textcraftor.tiny.oracle import Oracle
+
+Counts = dict[str, dict[str, int]]
+
+
+def count_claims(images: Tensor, prompts: Sequence[str], batch_size: int) -> dict[str, Counts]:
+    """{"kind" | "language": {NAME: {"held": claims that hold, "of": claims made}}}, over all images.
+
+    images: (N, 3, H, W) uint8, one for each prompt.  A prompt is "plain" when it is its own plain caption, else "rich";
+    a candidate that forgets the plain language shows here.
+    """
+    oracle = Oracle()
+    counts: dict[str, Counts] = {axis: defaultdict(lambda: {"held": 0, "of": 0}) for axis in ("kind", "language")}
+    for start in range(0, len(images), batch_size):
+        rows = slice(start, start + batch_size)
+        verdicts = oracle.claims(from_bytes(images[rows]), prompts[rows])
+        for prompt, claims in zip(prompts[rows], verdicts, strict=True):
+            language = "plain" if reword(prompt) == prompt else "rich"
+            for claim, held in claims.items():
+                kind = claim.split(".")[0]  # "colour.2" is the colour of the second thing
+                for count in (counts["kind"][kind], counts["language"][language]):
+                    count["held"] += bool(held)
+                    count["of"] += 1
+    return {axis: dict(sorted(names.items())) for axis, names in counts.items()}

@@ -1,0 +1,70 @@
+"""All images of one candidate: the same prompts and the same noise for everyone."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import polars as pl
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from textcraftor.config import Config
+from textcraftor.errors import ModelError, PromptError
+from textcraftor.prepare import heldout_rows
+
+Generate = Callable[[Sequence[str], Sequence[int], slice], Tensor]
+"""(prompts, seeds, rows) -> images (B, 3, H, W) in [0, 1]; `rows` are theirs in the plan, for what is cached by row."""
+
+console = Console(stderr=True)
+
+
+def plan(config: Config, root: Path) -> pl.DataFrame:
+    """What to draw, one row an image: prompt_id, prompt, seed, image_index; the images of a prompt side by side.
+
+    The rows are those of the held-out prefix cache (`prepare.heldout_rows`).  Raises PromptError with fewer than two
+    prompts: they have no spread, so nothing could be said about chance.
+    """
+    prompts, prompt_ids, seeds = heldout_rows(config, root)
+    each = config.evaluate.images_per_prompt
+    held_out = len(prompts) // each
+    if held_out < 2:
+        raise PromptError(
+            f"Evaluation needs at least 2 held-out prompts, got {held_out}. "
+            "Add prompts to the sources and run `textcraftor curate`"
+        )
+    if held_out < config.evaluate.prompts:
+        asked = config.evaluate.prompts
+        console.print(f"evaluate.prompts = {asked}, but only {held_out} prompts are held out: all of those are used")
+    schema = {"prompt_id": pl.String, "prompt": pl.String, "seed": pl.Int64, "image_index": pl.Int32}
+    indices = [row % each for row in range(len(prompts))]
+    return pl.DataFrame([prompt_ids, prompts, seeds, indices], schema=schema)
+
+
+def draw(plan: pl.DataFrame, generate: Generate, batch_size: int) -> Tensor:
+    """Every image of the plan, in its order: (N, 3, H, W) uint8 on the CPU, what a person would see.
+
+    Raises ModelError when the model draws a value that is no number.
+    """
+    prompts, seeds = plan["prompt"].to_list(), plan["seed"].to_list()
+    drawn: list[Tensor] = []
+    starts = range(0, plan.height, batch_size)
+    for start in track(starts, description="draw images", console=console, transient=True):
+        rows = slice(start, min(start + batch_size, plan.height))
+        images = generate(prompts[rows], seeds[rows], rows)
+        finite = images.isfinite().flatten(1).all(1)
+        if not finite.all():
+            prompt = prompts[start + int(finite.logical_not().nonzero()[0])]
+            raise ModelError(f"The model drew an image with values that are no numbers, for prompt {prompt!r}")
+        drawn.append(to_bytes(images))
+    return torch.cat(drawn)
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """(B, 3, H, W) in [0, 1] -> uint8 on the CPU, rounded as an image file rounds."""
+    return (images.clamp(0, 1) * 255).round().to("cpu", torch.uint8)
+
+
+def from_bytes(images: Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """(B, 3, H, W) uint8 -> float32 in [0, 1] on `device`."""
+    return images.to(device, torch.float32) / 255

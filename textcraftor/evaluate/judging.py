@@ -1,0 +1,89 @@
+"""Every judge looks at every image: one judge in memory at a time."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import polars as pl
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from textcraftor.config import EvaluateConfig
+from textcraftor.evaluate.generation import console, from_bytes
+from textcraftor.evaluate.scores import DIVERSITY, ORACLE
+from textcraftor.rewards import Reward
+from textcraftor.tiny.oracle import Oracle
+
+
+def score(
+    images: Tensor,
+    plan: pl.DataFrame,
+    config: EvaluateConfig,
+    load: Callable[[str], Reward],
+    device: torch.device | str,
+) -> pl.DataFrame:
+    """The plan with a column for every judge and `diversity`.
+
+    images: (N, 3, H, W) uint8, in the plan's order.  load: a judge by its name; each is loaded alone and dropped
+    before the next, so that memory holds one at a time.
+    """
+    prompts = plan["prompt"].to_list()
+    columns: dict[str, Tensor] = {}
+    for name in dict.fromkeys((*config.judges, config.diversity_judge)):
+        if name == ORACLE:
+            columns[name] = _ask_oracle(images, prompts, config.batch_size)
+            continue
+        reward = load(name)
+        if name in config.judges:
+            columns[name] = _ask(reward, images, prompts, config.batch_size, device)
+        if name == config.diversity_judge:
+            features = _features(reward, images, config.batch_size, device)
+            columns[DIVERSITY] = diversity(features, config.images_per_prompt)
+        del reward
+    series = [pl.Series(name, columns[name].numpy()).cast(pl.Float64) for name in (*config.judges, DIVERSITY)]
+    return plan.with_columns(series)
+
+
+def diversity(features: Tensor, images_per_prompt: int) -> Tensor:
+    """How unlike the images of one prompt are: their mean pairwise cosine distance, 0 where all are one picture.
+
+    features: (N, D), the images of a prompt side by side.  Returns (N,), the prompt's value on each of its images.
+    """
+    each = torch.nn.functional.normalize(features.double(), dim=-1).unflatten(0, (-1, images_per_prompt))
+    cosine = each @ each.transpose(1, 2)  # (P, I, I), ones on the diagonal
+    pairs = images_per_prompt * (images_per_prompt - 1)
+    distance = 1 - (cosine.sum((1, 2)) - cosine.diagonal(dim1=1, dim2=2).sum(1)) / pairs
+    return distance.clamp(min=0).repeat_interleave(images_per_prompt)
+
+
+@torch.inference_mode()
+def _ask(reward: Reward, images: Tensor, prompts: Sequence[str], batch_size: int, device: torch.device | str) -> Tensor:
+    unique = list(dict.fromkeys(prompts))
+    place = {prompt: row for row, prompt in enumerate(unique)}
+    text = torch.cat([reward.text_features(unique[rows]) for rows in _batches(len(unique), batch_size)])
+    reward.drop_text_tower()
+    of_image = text[torch.tensor([place[prompt] for prompt in prompts], device=text.device)]
+    return torch.cat(
+        [
+            reward.score(from_bytes(images[rows], device), of_image[rows].to(device)).double().cpu()
+            for rows in _batches(len(images), batch_size, f"judge: {reward.name}")
+        ]
+    )
+
+
+@torch.inference_mode()
+def _features(reward: Reward, images: Tensor, batch_size: int, device: torch.device | str) -> Tensor:
+    batches = _batches(len(images), batch_size, f"diversity: {reward.name}")
+    return torch.cat([reward.image_features(from_bytes(images[rows], device)).cpu() for rows in batches])
+
+
+def _ask_oracle(images: Tensor, prompts: Sequence[str], batch_size: int) -> Tensor:
+    oracle = Oracle()
+    batches = _batches(len(images), batch_size, "judge: oracle")
+    return torch.cat([oracle.score(from_bytes(images[rows]), prompts[rows]).double() for rows in batches])
+
+
+def _batches(length: int, batch_size: int, description: str = "") -> Iterator[slice]:
+    starts = range(0, length, batch_size)
+    shown = track(starts, description, console=console, transient=True) if description else starts
+    for start in shown:
+        yield slice(start, min(start + batch_size, length))

@@ -1,0 +1,170 @@
+"""One candidate, from its weights to the report: draw, judge, compare, show."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from textcraftor.artifact import identity, proof, written_aside
+from textcraftor.candidate import Candidate
+from textcraftor.config import Config
+from textcraftor.errors import ModelError, PromptError, unknown
+from textcraftor.evaluate.claims import Counts, count_claims
+from textcraftor.evaluate.generation import draw, plan
+from textcraftor.evaluate.judging import score
+from textcraftor.evaluate.report import Evaluation, write_report
+from textcraftor.evaluate.scores import BASE, DIVERSITY, ORACLE, REPORTS, SCORES, Scores
+from textcraftor.evaluate.statistics import compare
+from textcraftor.models import load_base, load_candidate
+from textcraftor.prepare import CURATED, read_heldout_latents
+from textcraftor.rewards import Reward, load_reward
+from textcraftor.sampler import Sampler
+
+
+def evaluate(config: Config, candidate: str, root: Path, device: torch.device) -> Path:
+    """Evaluate `base`, or a candidate against it, on the same prompts and noise.
+
+    Writes data/scores/CANDIDATE.parquet and data/reports/CANDIDATE (metrics.json, grid.png, report.html, in the tiny
+    world claims.json), and returns the report's folder.  The base comes first: every other candidate is compared with
+    its scores and pictures.
+
+    Raises ModelError for an unknown candidate, one that was not trained, or when the base's evaluation is missing;
+    PromptError when the base was evaluated on other prompts, and with fewer than two prompts.
+    """
+    if candidate not in (BASE, *config.candidates):
+        raise ModelError(unknown("candidate", candidate, (BASE, *config.candidates)))
+    rows = plan(config, root)
+    base = None if candidate == BASE else _base_scores(config, root, rows)
+    model = Candidate.find(candidate, root)
+    images = _draw(config, model, root, rows, device)
+    return measure(config, model, root, rows, images, base, lambda name: _judge(config, name, device), device)
+
+
+def measure(
+    config: Config,
+    model: Candidate,
+    root: Path,
+    rows: pl.DataFrame,
+    images: Tensor,
+    base: Scores | None,
+    load: Callable[[str], Reward],
+    device: torch.device | str = "cpu",
+) -> Path:
+    """Score, compare and report the images of one candidate; `base` is None for the base itself.
+
+    images: (N, 3, H, W) uint8 in the order of `rows`.  load: a judge by its name.
+    """
+    settings = config.evaluate
+    scores = Scores(
+        candidate=model.name,
+        digest=model.digest or identity(config.base.path, config.base.revision),
+        judges=settings.judges,
+        trained_on=tuple(sorted(name for name, weight in _mix(config, model.name).items() if weight)),
+        proof=_proof(config, model, root),
+        table=score(images, rows, settings, load, device),
+    )
+    against = base or scores
+    figures = compare(scores.table, against.table, settings.judges, scores.trained_on, settings)
+    claims = None
+    if ORACLE in settings.judges:
+        claims = count_claims(images, rows["prompt"].to_list(), settings.batch_size)
+    evaluation = Evaluation(
+        scores=scores,
+        base_scores=against,
+        metrics={"candidate": model.name, "base": BASE, **figures},
+        images=images,
+        before=root / REPORTS / BASE / "images",
+        claims=claims,
+        base_claims=claims if base is None or claims is None else _base_claims(root),
+        judged_by=_judged_by(config),
+    )
+    report = root / REPORTS / model.name
+    with written_aside(report) as aside:
+        write_report(aside, evaluation)
+        scores.write(root / SCORES / f"{model.name}.parquet")
+    return report
+
+
+def _draw(config: Config, model: Candidate, root: Path, rows: pl.DataFrame, device: torch.device) -> Tensor:
+    """Every image of the plan; the models are gone from memory when the judges come."""
+    latents = read_heldout_latents(config, root)
+    sampler = Sampler(load_base(config.base, device), config.chain, config.sampler.switch_at)
+    tuned = load_candidate(model, sampler.base)
+    return draw(
+        rows,
+        lambda prompts, seeds, where: sampler.generate(prompts, seeds, tuned, latents[where]),
+        config.evaluate.batch_size,
+    )
+
+
+def _judge(config: Config, name: str, device: torch.device) -> Reward:
+    return load_reward(name, config.rewards[name], device)
+
+
+def _mix(config: Config, candidate: str) -> Mapping[str, float]:
+    return config.mix.get(candidate.removesuffix("-unet"), {}) if candidate != BASE else {}
+
+
+def _comparable(config: Config) -> dict[str, Any]:
+    """What must be alike for two candidates' scores to be comparable."""
+    judges: dict[str, Any] = {name: ORACLE for name in config.evaluate.judges if name == ORACLE}
+    for name in {*config.evaluate.judges, config.evaluate.diversity_judge} - {ORACLE}:
+        judges[name] = config.rewards[name].model_dump(mode="json")
+    return {
+        "base": config.base.model_dump(mode="json"),
+        "chain": config.chain.model_dump(mode="json"),
+        "sampler": config.sampler.model_dump(mode="json"),
+        "judges": dict(sorted(judges.items())),
+        "diversity_judge": config.evaluate.diversity_judge,
+    }
+
+
+def _proof(config: Config, model: Candidate, root: Path) -> dict[str, Any]:
+    """The proof of a table of scores; weights that are no local path are named by the configuration alone."""
+    paths = {"prompts": root / CURATED / "heldout.parquet", "base": Path(config.base.path)}
+    paths |= {
+        f"judge {name}": Path(config.rewards[name].path) for name in _comparable(config)["judges"] if name != ORACLE
+    }
+    paths |= {part: path for part in ("text_encoder", "unet") if (path := getattr(model, part))}
+    present = {name: path for name, path in paths.items() if path != Path() and path.exists()}
+    return proof({**_comparable(config), "evaluate": config.evaluate}, present, config.evaluate.seed)
+
+
+def _base_scores(config: Config, root: Path, rows: pl.DataFrame) -> Scores:
+    """The base's scores, if they can be compared with: same prompts, noise, chain, judges. Asked before any drawing."""
+    scores = Scores.read(root / SCORES / f"{BASE}.parquet")
+    again = "Run `textcraftor evaluate --candidate base` again"
+    if not scores.table.select(rows.columns).equals(rows):
+        raise PromptError(f"The base was evaluated on other prompts or noise. {again}")
+    now = _proof(config, Candidate(BASE), root)
+    then = scores.proof
+    differing = [part for part in _comparable(config) if then["config"].get(part) != now["config"][part]]
+    differing += [f"weights of {name}" for name, digest in now["inputs"].items() if then["inputs"].get(name) != digest]
+    if differing:
+        raise ModelError(f"The base was evaluated with another {', '.join(differing)}. {again}")
+    return scores
+
+
+def _base_claims(root: Path) -> dict[str, Counts]:
+    path = root / REPORTS / BASE / "claims.json"
+    try:
+        claims: dict[str, Counts] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise ModelError(f"{path} is missing or damaged. Run `textcraftor evaluate --candidate base` again") from None
+    return claims
+
+
+def _judged_by(config: Config) -> dict[str, str]:
+    """What each column is, in words: a score without its version means nothing."""
+    words = {ORACLE: "share of the prompt's claims that hold"}
+    for name in config.evaluate.judges:
+        if name != ORACLE:
+            reward = config.rewards[name]
+            kind = "" if reward.kind == name else reward.kind
+            words[name] = " ".join(part for part in (kind, reward.version) if part)
+    words[DIVERSITY] = f"mean distance between images of one prompt, by {config.evaluate.diversity_judge}"
+    return words

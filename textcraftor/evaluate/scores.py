@@ -1,0 +1,73 @@
+"""A candidate's scores as a table that carries its proof. Reading it needs no model, so the gate needs none."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
+from polars.exceptions import PolarsError
+
+from textcraftor.artifact import written_aside
+from textcraftor.errors import ModelError
+
+BASE = "base"
+DIVERSITY = "diversity"
+ORACLE = "oracle"
+SCORES = Path("data/scores")
+REPORTS = Path("data/reports")
+_METADATA = "textcraftor"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One candidate's scores.
+
+    table: a row an image: prompt_id, prompt, seed, image_index, a float column a judge, and `diversity`, which is the
+    prompt's and stands on each of its images.  digest: of the model's bytes.  trained_on: the rewards it was tuned
+    with, so that every other judge is a held-out one.  proof: as `textcraftor.artifact.proof` makes it.
+    """
+
+    candidate: str
+    digest: str
+    judges: tuple[str, ...]
+    trained_on: tuple[str, ...]
+    proof: Mapping[str, Any]
+    table: pl.DataFrame
+
+    def write(self, path: Path) -> None:
+        """Write the table as parquet, whole or not at all; the same scores give the same bytes."""
+        about = {
+            "candidate": self.candidate,
+            "digest": self.digest,
+            "judges": list(self.judges),
+            "trained_on": list(self.trained_on),
+            "proof": dict(self.proof),
+        }
+        # By pyarrow: it is the one that keeps metadata where both it and polars find it.
+        table = self.table.to_arrow().replace_schema_metadata({_METADATA: json.dumps(about, sort_keys=True)})
+        with written_aside(path) as aside:
+            pq.write_table(table, aside)
+
+    @classmethod
+    def read(cls, path: Path) -> "Scores":
+        """Read what `write` wrote.  Raises ModelError when the file is missing or no table of scores."""
+        if not path.is_file():
+            raise ModelError(f"{path} does not exist. Run `textcraftor evaluate --candidate {path.stem}` first")
+        try:
+            about = json.loads(pl.read_parquet_metadata(path)[_METADATA])
+            return cls(
+                candidate=about["candidate"],
+                digest=about["digest"],
+                judges=tuple(about["judges"]),
+                trained_on=tuple(about["trained_on"]),
+                proof=about["proof"],
+                table=pl.read_parquet(path),
+            )
+        except (PolarsError, OSError, KeyError, ValueError) as error:
+            raise ModelError(
+                f"{path} is not a table of scores ({type(error).__name__}: {' '.join(str(error).split())}). "
+                f"Remove it and run `textcraftor evaluate --candidate {path.stem}`"
+            ) from None
