@@ -26,10 +26,13 @@ def config(tmp_path: Path) -> Config:
     params = {
         "mixes": ["balanced", "aesthetic"],
         "evaluate": {"judges": ["aesthetic", "heldout", "oracle"], "bootstrap": 300},
-        "gate": {"rank_by": "heldout", "rules": RULES, "champion_margin": {"oracle": 0.02}},
+        "gate": {"rank_by": "heldout", "rules": RULES},
     }
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
-    return load(tmp_path / "params.yaml")
+    resolved = load(tmp_path / "params.yaml")
+    return resolved.model_copy(
+        update={"gate": resolved.gate.model_copy(update={"champion_margin": {"oracle": 0.02}})}  # and no other judge's
+    )
 
 
 def scored(name: str, oracle: float = 0.0, heldout: float = 0.0, spread: float = 0.5, seed: int = 0) -> Scores:

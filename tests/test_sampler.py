@@ -1,6 +1,7 @@
 """The chain: what the switch switches, which steps carry gradient, and that the gradient is right."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ def test_switch_at_zero_is_a_drop_in_encoder_bitwise(base: Base, tuned: TunedMod
 
 def test_every_switch_draws_something_else(base: Base, tuned: TunedModel) -> None:
     drawn = [Sampler(base, CHAIN, at).generate(PROMPTS, SEEDS, tuned) for at in (0.0, 0.4, 0.8, 1.0)]
-    for first, second in zip(drawn, drawn[1:], strict=False):
+    for first, second in itertools.pairwise(drawn):
         assert (first - second).abs().max() > 1e-3
 
 

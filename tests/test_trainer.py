@@ -15,7 +15,9 @@ from textcraftor.trainer import Trainer, TrainSet
 
 from .conftest import CHAIN, Redness
 
-PROMPTS = [f"a small {colour} circle" for colour in ("red", "green", "blue", "yellow", "purple", "cyan", "golden", "azure")]
+PROMPTS = [
+    f"a small {colour} circle" for colour in ("red", "green", "blue", "yellow", "purple", "cyan", "golden", "azure")
+]
 SETTINGS = TuneConfig(grad_steps=1, steps=4, batch_size=4, learning_rate=1e-3, checkpoint_every=2, grid_every=100)
 
 

@@ -59,7 +59,7 @@ class PromptsConfig(Section):
     min_characters: Positive = 3
     max_characters: Positive = 1000
     blocklist: tuple[str, ...] = Field((), description="whole words; a prompt that holds one is dropped")
-    near_duplicate: Fraction = Field(
+    near_duplicate: Annotated[float, Field(gt=0, le=1)] = Field(
         0.9, description="Jaccard similarity from which two prompts are one; 1: exact only"
     )
     heldout: Positive = Field(512, description="rows kept for evaluation, never trained on")

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 
+from textcraftor import pictures
 from textcraftor.artifact import written_aside
 from textcraftor.candidate import Candidate
 from textcraftor.config import Config
-from textcraftor.grid import sample_grid
 from textcraftor.models import load_base, load_candidate
 from textcraftor.sampler import Sampler
 
@@ -18,9 +18,10 @@ def draw(config: Config, candidate: Candidate, prompt: str, seed: int, out: Path
     sampler = Sampler(base, config.chain, config.sampler.switch_at)
     tuned = load_candidate(candidate, base)
     prefix = sampler.prefix([prompt], [seed])
-    images, captions = [sampler.generate([prompt], [seed], None, prefix)], ["base"]
-    if tuned is not None:
-        images.append(sampler.generate([prompt], [seed], tuned, prefix))
-        captions.append(candidate.name)
+    models = {"base": None} if tuned is None else {"base": None, candidate.name: tuned}
+    rows = {}
+    for label, model in models.items():
+        (image,) = pictures.to_bytes(sampler.generate([prompt], [seed], model, prefix))
+        rows[label] = [pictures.picture(image)]
     with written_aside(out) as aside:
-        sample_grid(torch.cat(images), captions, columns=len(images), tile=256).save(aside)
+        pictures.save(pictures.side_by_side([prompt], rows), aside)

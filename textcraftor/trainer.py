@@ -18,11 +18,11 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
+from textcraftor import pictures
 from textcraftor.artifact import written_aside
 from textcraftor.checkpoint import Checkpoint
 from textcraftor.config import TuneConfig
 from textcraftor.errors import TrainingError
-from textcraftor.grid import sample_grid
 from textcraftor.models import Base, TunedModel
 from textcraftor.rewards import RewardMix
 from textcraftor.sampler import Sampler
@@ -134,9 +134,9 @@ class Trainer:
 
     def _grid(self, folder: Path, step: int, rows: tuple[Sequence[str], Tensor]) -> None:
         prompts, prefix = rows
-        images = self.sampler.generate(prompts, [], self.tuned, prefix)
+        images = pictures.to_bytes(self.sampler.generate(prompts, [], self.tuned, prefix))
         with written_aside(folder / "grids" / f"step_{step:06d}.png") as aside:
-            sample_grid(images, prompts).save(aside)
+            pictures.save(pictures.side_by_side(prompts, {f"step {step}": list(map(pictures.picture, images))}), aside)
 
     def _announce(self, console: Console, trainable: int, done: int) -> None:
         """The derived numbers, before the work starts."""

@@ -5,7 +5,8 @@ import torch
 from tests.evaluate.conftest import IMAGES, PROMPTS, write_params
 from textcraftor.config import load
 from textcraftor.errors import ModelError, PromptError
-from textcraftor.evaluate.generation import draw, from_bytes, plan, to_bytes
+from textcraftor.evaluate.generation import draw, from_bytes, plan
+from textcraftor.pictures import to_bytes
 from textcraftor.prompts.table import noise_seed
 
 

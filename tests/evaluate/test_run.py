@@ -12,13 +12,13 @@ from transformers import CLIPTextModel
 
 from tests.evaluate.conftest import PROMPTS, write_curated, write_params
 from textcraftor.artifact import digest
+from textcraftor.candidate import Candidate
 from textcraftor.config import load
 from textcraftor.errors import ModelError, PromptError, RewardError
 from textcraftor.evaluate import evaluate
 from textcraftor.evaluate.generation import plan
 from textcraftor.evaluate.run import measure
 from textcraftor.evaluate.scores import Scores
-from textcraftor.candidate import Candidate
 from textcraftor.prepare import prepare
 from textcraftor.rewards import load_reward
 

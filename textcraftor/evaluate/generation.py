@@ -11,6 +11,7 @@ from torch import Tensor
 
 from textcraftor.config import Config
 from textcraftor.errors import ModelError, PromptError
+from textcraftor.pictures import to_bytes
 from textcraftor.prepare import heldout_rows
 
 Generate = Callable[[Sequence[str], Sequence[int], slice], Tensor]
@@ -58,11 +59,6 @@ def draw(plan: pl.DataFrame, generate: Generate, batch_size: int) -> Tensor:
             raise ModelError(f"The model drew an image with values that are no numbers, for prompt {prompt!r}")
         drawn.append(to_bytes(images))
     return torch.cat(drawn)
-
-
-def to_bytes(images: Tensor) -> Tensor:
-    """(B, 3, H, W) in [0, 1] -> uint8 on the CPU, rounded as an image file rounds."""
-    return (images.clamp(0, 1) * 255).round().to("cpu", torch.uint8)
 
 
 def from_bytes(images: Tensor, device: torch.device | str = "cpu") -> Tensor:

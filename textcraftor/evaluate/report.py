@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from textcraftor import pictures
 from textcraftor.artifact import write_json
 from textcraftor.errors import ModelError
-from textcraftor.evaluate import pictures
 from textcraftor.evaluate.claims import Counts
 from textcraftor.evaluate.scores import DIVERSITY, ORACLE, Scores
 from textcraftor.evaluate.statistics import TIE, prompt_means

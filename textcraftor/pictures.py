@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -48,6 +49,11 @@ def _cell(image: Image.Image) -> Image.Image:
     # Nearest neighbour upwards: a small image should look as small as it is.
     small = max(image.size) < CELL
     return image.resize((CELL, CELL), Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS)
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """(B, 3, H, W) in [0, 1] -> uint8 on the CPU, rounded as an image file rounds."""
+    return (images.clamp(0, 1) * 255).round().to("cpu", torch.uint8)
 
 
 def picture(image: Tensor, side: int | None = None) -> Image.Image:

@@ -2,7 +2,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from textcraftor.evaluate import pictures
+from textcraftor import pictures
 
 
 def plain(colour, side=64):
