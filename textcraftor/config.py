@@ -207,12 +207,17 @@ class Config(Section):
             if name not in self.mixes:
                 raise ValueError(f"unet_mixes: {unknown('mix', name, self.mixes)}")
         known = {*self.rewards, "oracle"}
-        for judge in (*self.evaluate.judges, self.gate.rank_by, *self.gate.champion_margin):
+        for judge in self.evaluate.judges:
             if judge not in known:
                 raise ValueError(unknown("judge", judge, known))
+        for judge in (self.gate.rank_by, *self.gate.champion_margin):
+            if judge not in self.evaluate.judges:
+                raise ValueError(f"gate: {unknown('judge', judge, self.evaluate.judges)}")
         for rule in self.gate.rules:
             if rule.judge != "diversity" and rule.judge not in self.evaluate.judges:
                 raise ValueError(f"gate.rules: {unknown('judge', rule.judge, {*self.evaluate.judges, 'diversity'})}")
+            if (rule.metric == "ratio") != (rule.judge == "diversity") and rule.metric != "mean":
+                raise ValueError(f"gate.rules: {rule.judge} has no {rule.metric}. Diversity has mean and ratio, a judge the rest")
         if self.evaluate.diversity_judge not in self.rewards:
             raise ValueError(unknown("reward", self.evaluate.diversity_judge, self.rewards))
         if self.evaluate.prompts > self.prompts.heldout:

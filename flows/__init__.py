@@ -1,0 +1,1 @@
+"""The story of a run, readable aloud: `full` makes and judges candidates, `promote` hands one over."""

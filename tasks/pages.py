@@ -1,0 +1,84 @@
+"""What a run shows in Prefect's UI: pictures, scores, the verdict."""
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+
+from tasks.gate import Verdict
+from tasks.registry import Decision
+from tasks.workspace import Workspace
+
+WIDTH = 1200  # pixels; a picture is kept in Prefect's database
+
+
+def show_candidate(name: str, workspace: Workspace) -> None:
+    """A candidate's figures as a table and its grid, base and tuned on the same noise, as a picture."""
+    key = name.replace("_", "-")
+    create_table_artifact(score_rows(workspace.metrics(name)), key=f"scores-{key}", description=f"{name} against the base")
+    grid = workspace.report(name) / "grid.png"
+    create_markdown_artifact(
+        f"# {name}: before and after, on the same noise\n\n![base and tuned model]({data_uri(grid)})\n\n"
+        f"The whole report: `{workspace.report(name) / 'report.html'}`",
+        key=f"grid-{key}",
+        description=f"{name}: base and tuned, same prompts, same noise",
+    )
+
+
+def show_decision(decision: Decision, verdict: Verdict, workspace: Workspace) -> None:
+    """The gate, rule by rule, what became of the winner, and where it stands in MLflow."""
+    lines = [f"# {decision.verdict}", "", decision.why, ""]
+    for name, record in verdict.records.items():
+        lines += [
+            f"## {name}: {'passed' if record['passed'] else 'did not pass'}",
+            "",
+            "| rule | value | at least | |",
+            "|---|---|---|---|",
+        ]
+        for rule in record["rules"]:
+            mark = "passed" if rule["passed"] else "**not passed**"
+            lines.append(f"| {rule['rule']} | {rule['value']} | {rule['bound']} | {mark}: {rule['why']} |")
+        lines.append("")
+    create_markdown_artifact("\n".join(lines), key="verdict", description=decision.verdict)
+    if decision.page:
+        create_link_artifact(
+            decision.page, f"{workspace.config.registry.name}, version {decision.version}", key="model-version"
+        )
+
+
+def score_rows(metrics: dict[str, Any]) -> list[dict[str, str]]:
+    """metrics.json as rows of text, one a judge, then diversity."""
+    rows = [
+        {
+            "judge": judge,
+            "trained on": "yes" if m["trained_on"] else "no",
+            "base": f"{m['base_mean']:.4f}",
+            "tuned": f"{m['mean']:.4f}",
+            "difference": f"{m['delta']:+.4f}",
+            "95 % interval": f"{m['ci_low']:+.4f} .. {m['ci_high']:+.4f}",
+            "wins": f"{m['win_rate']:.0%}",
+        }
+        for judge, m in metrics["judges"].items()
+    ]
+    spread = metrics["diversity"]
+    ratio = "" if spread["ratio"] is None else f"x {spread['ratio']:.3f}"
+    last = {
+        "judge": "diversity",
+        "trained on": "",
+        "base": f"{spread['base_mean']:.4f}",
+        "tuned": f"{spread['mean']:.4f}",
+    }
+    return [*rows, {**last, "difference": ratio, "95 % interval": "", "wins": ""}]
+
+
+def data_uri(picture: Path) -> str:
+    """A picture as text that a page can hold, no wider than WIDTH."""
+    with PIL.Image.open(picture) as image:
+        image = image.convert("RGB")
+        image.thumbnail((WIDTH, WIDTH * 4))
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,0 +1,157 @@
+"""One MLflow run for each candidate: its parameters, figures, training history and pictures, and itself.
+
+The run is keyed by what the candidate is (`evidence.identity`), so a stage that DVC skipped adds no run.
+"""
+
+import csv
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import jinja2
+import PIL.Image
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from tasks.evidence import Record, assemble, identity
+from tasks.workspace import Workspace
+
+ROOT = Path(__file__).resolve().parents[1]
+STORE = ROOT / ".textcraftor/mlflow"  # where `make full` keeps MLflow's database and artifacts
+CARD = ROOT / "mlflow/model_card.md.j2"
+ARTIFACT = "candidate"  # the run's artifact folder that becomes a model version
+BATCH = 500  # metrics a request
+
+
+def client() -> MlflowClient:
+    """MLflow at MLFLOW_TRACKING_URI; without it, what `make full` left in this project, no server needed."""
+    # A server that is down is said in seconds, not after the default's four minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    return MlflowClient(tracking_uri())
+
+
+def tracking_uri() -> str:
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{STORE / 'mlflow.db'}"
+
+
+def only_if_unreachable(task: Any, task_run: Any, state: Any) -> bool:
+    """Retry only a connection that failed; MLflow's refusals stay refusals."""
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, MlflowException) and "API request to" in str(error)
+
+
+@task(
+    task_run_name="track {name}",
+    retries=3,
+    retry_delay_seconds=5,
+    retry_condition_fn=only_if_unreachable,
+    cache_policy=NO_CACHE,
+)
+def track(name: str, record: Record, workspace: Workspace) -> str:
+    """Log a judged candidate, whether it passed or not. Returns the run's id; the same candidate, the same run."""
+    mlflow = client()
+    with TemporaryDirectory() as scratch:
+        folder = Path(scratch) / ARTIFACT
+        assemble(name, record, workspace, folder)
+        key = identity(folder)
+        experiment = _experiment(mlflow, workspace.config.registry.name)
+        known = mlflow.search_runs([experiment], f"tags.identity = '{key}' and attributes.status = 'FINISHED'")
+        if known:
+            return str(known[0].info.run_id)
+        card = model_card(name, record, workspace)
+        (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
+        tags = {**candidate_tags(name, record, workspace), "identity": key, "mlflow.note.content": card}
+        run = mlflow.create_run(experiment, run_name=name, tags=tags)
+        run_id = str(run.info.run_id)
+        try:
+            _log(mlflow, run_id, name, workspace, folder)
+        except BaseException:
+            mlflow.set_terminated(run_id, "FAILED")
+            raise
+        mlflow.set_terminated(run_id, "FINISHED")
+        return run_id
+
+
+def candidate_tags(name: str, record: Record, workspace: Workspace) -> dict[str, str]:
+    """What a run and a version are found by."""
+    return {
+        "candidate": name,
+        "mix": name.removesuffix("-unet"),
+        "profile": workspace.config.profile,
+        "digest": record["digest"],
+        "gate": "passed" if record["passed"] else "failed",
+    }
+
+
+def model_card(name: str, record: Record, workspace: Workspace) -> str:
+    """The candidate's model card in markdown, from mlflow/model_card.md.j2."""
+    template = jinja2.Template(CARD.read_text(encoding="utf-8"), undefined=jinja2.StrictUndefined, trim_blocks=True)
+    metrics = workspace.metrics(name)
+    return template.render(name=name, record=record, metrics=metrics, config=workspace.config, mix=name.removesuffix("-unet"))
+
+
+def _log(mlflow: MlflowClient, run_id: str, name: str, workspace: Workspace, folder: Path) -> None:
+    config = workspace.config
+    sections = {"base": config.base, "sampler": config.sampler, "train": config.train, "evaluate": config.evaluate}
+    if name.endswith("-unet"):
+        sections["train_unet"] = config.train_unet
+    params = {"mix": config.mix[name.removesuffix("-unet")]} | {
+        section: model.model_dump(mode="json") for section, model in sections.items()
+    }
+    now = int(time.time() * 1000)
+    metrics = [Metric(key, value, now, 0) for key, value in _numbers(workspace.metrics(name))]
+    for part, file in (("train", "history.csv"), ("train_unet", "unet-history.csv")):
+        metrics += [Metric(f"{part}/{key}", value, now, step) for step, key, value in history(folder / file)]
+    mlflow.log_batch(run_id, params=[Param(key, str(value)) for key, value in _leaves(params)], tags=[RunTag("name", name)])
+    for start in range(0, len(metrics), BATCH):
+        mlflow.log_batch(run_id, metrics=metrics[start : start + BATCH])
+    for picture in sorted((folder / "grids").glob("*.png")):
+        step = int((re.findall(r"\d+", picture.stem) or ["0"])[-1])
+        with PIL.Image.open(picture) as image:
+            mlflow.log_image(run_id, image, key="grid", step=step)
+    mlflow.log_artifacts(run_id, str(folder), ARTIFACT)
+
+
+def history(path: Path) -> Iterator[tuple[int, str, float]]:
+    """(step, column, value) of a training history, as far as its columns are numbers; nothing without a file."""
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            step = int(row.pop("step"))
+            for column, value in row.items():
+                if value:
+                    yield step, column, float(value)
+
+
+def _experiment(mlflow: MlflowClient, name: str) -> str:
+    found = mlflow.get_experiment_by_name(name)
+    if found:
+        return str(found.experiment_id)
+    # A server decides where artifacts lie; without one MLflow would put them into the current folder.
+    local = None if tracking_uri().startswith("http") else (STORE / "artifacts").as_uri()
+    return str(mlflow.create_experiment(name, artifact_location=local))
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _numbers(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """The figures of metrics.json by name: `oracle/delta`, `diversity/ratio`."""
+    groups = {**metrics["judges"], "diversity": metrics["diversity"]}
+    for key, value in _leaves(groups):
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            yield key.replace(".", "/"), float(value)

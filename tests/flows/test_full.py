@@ -1,0 +1,96 @@
+"""The story on a real Prefect server, with toy stages and a MLflow store in a file."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from prefect import get_client
+from prefect.client.schemas.filters import ArtifactFilter
+from prefect.testing.utilities import prefect_test_harness
+
+from flows.full import full
+from flows.promote import promote
+from flows.settings import RunSettings
+from tasks import registry, tracking
+from tasks.stages import StageFailed
+from tests.flows.project import make_project, stages_run
+
+ONCE = ["curate", "evaluate aesthetic", "evaluate balanced", "evaluate base", "judge", "prepare"]
+ONCE += ["train aesthetic", "train balanced", "validate"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def server() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=240):
+        yield
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def project(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copyfile(empty_store, tmp_path / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setattr(tracking, "STORE", tmp_path / "store")
+    monkeypatch.setattr(registry, "MODELS", tmp_path / "models")
+    folder = make_project(tmp_path / "project")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_from_prompts_to_a_champion_and_again(project: Path) -> None:
+    first = full()
+    assert (first.verdict, first.candidate, first.version) == ("promoted", "aesthetic", 2)
+    assert sorted(stages_run(project)) == sorted(ONCE)
+    assert stages_run(project)[:3] == ["curate", "validate", "prepare"]
+    assert stages_run(project)[-1] == "judge"
+    again = full()
+    assert (again.verdict, again.version) == ("champion stays", 2)
+    assert sorted(stages_run(project)) == sorted(ONCE)  # no stage ran twice
+    assert len(tracking.client().search_model_versions("name = 'textcraftor-tiny'")) == 2
+
+
+def test_the_state_is_the_verdict_and_the_ui_shows_it(project: Path) -> None:
+    state = full(RunSettings(mixes=["balanced"], promote="manual"), return_state=True)
+    assert (state.type.value, state.name) == ("COMPLETED", "Challenger")
+    assert "promote/champion --param version=1" in str(state.message)
+    with get_client(sync_client=True) as client:
+        shown = {a.key: a for a in client.read_artifacts(artifact_filter=ArtifactFilter(), limit=50)}
+    assert "data:image/png;base64," in str(shown["grid-balanced"].data)
+    assert "oracle" in str(shown["scores-balanced"].data)
+    assert "oracle.delta" in str(shown["verdict"].data)
+    assert promote(version=1).verdict == "promoted"
+
+
+def test_a_gate_that_nobody_passes_promotes_nothing(project: Path) -> None:
+    state = full(RunSettings(overrides={"train": {"steps": 1}}), return_state=True)
+    assert (state.type.value, state.name) == ("COMPLETED", "Not promoted")
+    assert "balanced: oracle.delta = 0.0090, at least 0.0500" in str(state.message)
+    assert not tracking.client().search_model_versions("name = 'textcraftor-tiny'")
+
+
+def test_broken_prompts_stop_everything_downstream(project: Path) -> None:
+    with pytest.raises(StageFailed, match="expect_column_values_to_be_unique"):
+        full(RunSettings(overrides={"prompts": {"blocklist": ["break"]}}))
+    (variant,) = (project / "runs").iterdir()
+    assert stages_run(variant) == ["curate", "validate"]
+    assert not (variant / "data/encoders").exists()
+
+
+def test_never_registers_nothing(project: Path) -> None:
+    assert full(RunSettings(mixes=["balanced"], promote="never")).verdict == "judged"
+    assert not tracking.client().search_registered_models()
+
+
+def test_the_form_offers_the_profiles() -> None:
+    profile = RunSettings.model_json_schema()["properties"]["profile"]
+    assert "tiny" in profile["anyOf"][0]["enum"]
+    described = RunSettings.model_json_schema()["properties"]
+    assert all(field["description"] for field in described.values())

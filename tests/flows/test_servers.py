@@ -1,0 +1,88 @@
+"""Ports, the hold on the project, and what `make full` refuses before it starts anything."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows import local
+from flows.servers import ServersError, alone, choose_ports, environment
+from textcraftor.errors import PromptError
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_free_ports_differ() -> None:
+    ports = choose_ports({})
+    assert ports.prefect != ports.mlflow
+
+
+def test_fixed_ports_are_kept() -> None:
+    free = choose_ports({})
+    assert choose_ports({"PREFECT_PORT": str(free.prefect), "MLFLOW_PORT": str(free.mlflow)}) == free
+    assert choose_ports({"PORT": str(free.prefect)}).prefect == free.prefect
+
+
+@pytest.mark.parametrize("port", ["0", "70000", "abc", "-1"])
+def test_what_is_no_port_is_refused(port: str) -> None:
+    with pytest.raises(ServersError, match=f"MLFLOW_PORT={port} is not a port"):
+        choose_ports({"MLFLOW_PORT": port})
+
+
+def test_a_taken_port_is_refused() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ServersError, match=f"PREFECT_PORT={port} cannot be used"):
+            choose_ports({"PREFECT_PORT": str(port)})
+
+
+def test_one_port_for_both_is_refused() -> None:
+    port = str(choose_ports({}).prefect)
+    with pytest.raises(ServersError, match="cannot be used"):
+        choose_ports({"PREFECT_PORT": port, "MLFLOW_PORT": port})
+
+
+def test_one_at_a_time(tmp_path: Path) -> None:
+    with alone(tmp_path), pytest.raises(ServersError, match="already run"), alone(tmp_path):
+        pass
+    with alone(tmp_path):
+        pass
+
+
+def test_only_this_machines_servers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PREFECT_API_KEY", "secret")
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "secret")
+    monkeypatch.setenv("NO_PROXY", "intranet")
+    monkeypatch.setenv("PREFECT_TASK_RUNNER_THREAD_POOL_MAX_WORKERS", "1")
+    made = environment(tmp_path, choose_ports({}))
+    assert not {"PREFECT_API_KEY", "MLFLOW_TRACKING_TOKEN"} & made.keys()
+    assert made["NO_PROXY"] == "127.0.0.1,localhost,intranet"
+    assert made["PREFECT_TASK_RUNNER_THREAD_POOL_MAX_WORKERS"] == "1"
+    assert made["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
+
+
+def test_settings_come_from_the_command_line(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.txt"
+    mine.write_text("a red circle\n")
+    given = {"PROMPTS": str(mine), "PROMOTE": "manual", "PROFILE": "", "HOME": "/x"}
+    assert local.settings_from(given) == {"prompts": str(mine), "promote": "manual"}
+    with pytest.raises(PromptError, match=r"PROMPTS=none\.txt is not a file"):
+        local.settings_from({"PROMPTS": "none.txt"})
+
+
+def test_a_missing_prompt_file_is_one_line_and_starts_nothing() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.local", "full"],
+        cwd=ROOT,
+        env={**os.environ, "PROMPTS": "none.txt"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert "PROMPTS=none.txt is not a file" in done.stderr

@@ -1,0 +1,102 @@
+"""Where a run happens: in the project as it stands, or in a variant that edits no tracked file."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from prefect.logging import disable_run_logger
+
+from tasks.stages import repro
+from tasks.workspace import Workspace, inputs, open_workspace
+from tests.flows.project import make_project, stages_run
+from textcraftor.artifact import digest
+from textcraftor.errors import ConfigError, PromptError
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    return make_project(tmp_path / "project")
+
+
+def tracked(project: Path) -> dict[str, str]:
+    return {name: digest(project / name) for name in ("params.yaml", "dvc.yaml", "toy.py")}
+
+
+def test_params_as_they_stand_run_in_the_project(project: Path) -> None:
+    assert open_workspace.fn(project).folder == project
+    assert open_workspace.fn(project, profile="tiny", mixes=["balanced", "aesthetic"]).folder == project
+    assert not (project / "runs").exists()
+
+
+def test_a_variant_is_a_workspace_of_its_own(project: Path) -> None:
+    before = tracked(project)
+    variant = open_workspace.fn(project, mixes=["balanced"], overrides={"train": {"steps": 7}})
+    assert variant.folder.parent == project / "runs"
+    assert variant.config.train.steps == 7
+    assert variant.config.mixes == ("balanced",)
+    assert tracked(project) == before
+    assert open_workspace.fn(project, mixes=["balanced"], overrides={"train": {"steps": 7}}) == variant
+    assert open_workspace.fn(project, mixes=["balanced"], overrides={"train": {"steps": 8}}) != variant
+
+
+def test_dvc_behaves_in_a_variant_and_shares_what_was_computed(project: Path) -> None:
+    variant = open_workspace.fn(project, overrides={"train": {"steps": 7}}).folder
+    with disable_run_logger():
+        assert repro.fn("curate", project) == "ran"
+        assert repro.fn("curate", variant) == "restored"
+        assert repro.fn("validate", variant) == "ran"
+        assert repro.fn("validate", project) == "restored"
+        assert repro.fn("curate", project) == "unchanged"  # the project's DVC does not trip over the one inside it
+    assert stages_run(project) == ["curate"]
+    assert inputs(variant) == ["toy.py"]
+
+
+def test_edited_prompts_are_other_parameters(project: Path) -> None:
+    (project / "mine.txt").write_text("a red circle\n")
+    first = open_workspace.fn(project, prompts="mine.txt")
+    source = first.config.prompts.sources[0]
+    assert source.kind == "file"
+    assert (first.folder / source.path).read_text() == "a red circle\n"
+    (project / "mine.txt").write_text("a blue square\n")
+    assert open_workspace.fn(project, prompts="mine.txt") != first
+
+
+def test_the_unet_of_every_mix(project: Path) -> None:
+    variant = open_workspace.fn(project, tune_unet=True)
+    assert variant.config.unet_mixes == ("balanced", "aesthetic")
+
+
+def test_overrides_belong_to_their_profile(project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    profiles = tmp_path / "profiles"
+    profiles.mkdir()
+    tiny = (Path(__file__).parents[2] / "textcraftor/profiles/tiny.yaml").read_text()
+    (profiles / "tiny.yaml").write_text(tiny)
+    (profiles / "other.yaml").write_text(tiny)
+    monkeypatch.setattr("textcraftor.config.PROFILES", profiles)
+    assert Workspace(project).config.train.steps == 200
+    assert open_workspace.fn(project, profile="other").config.train.steps == yaml.safe_load(tiny)["train"]["steps"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"overrides": {"train": {"stepps": 7}}}, ConfigError, "train.stepps"),
+        ({"mixes": ["balancd"]}, ConfigError, "Did you mean 'balanced'"),
+        ({"profile": "tinny"}, ConfigError, "Did you mean 'tiny'"),
+        ({"prompts": "none.txt"}, PromptError, "none.txt is not a file"),
+        ({"prompts": "toy.py"}, PromptError, "got .py"),
+    ],
+)
+def test_a_fault_leaves_nothing_behind(
+    project: Path, settings: dict[str, object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        open_workspace.fn(project, **settings)
+    assert not (project / "runs").exists()
+
+
+def test_metrics_come_from_the_report(tmp_path: Path) -> None:
+    (tmp_path / "data/reports/a").mkdir(parents=True)
+    (tmp_path / "data/reports/a/metrics.json").write_text(json.dumps({"n_prompts": 3}))
+    assert Workspace(tmp_path).metrics("a") == {"n_prompts": 3}
