@@ -1,0 +1,1 @@
+"""The embedded default: a small world of rendered scenes, and all that is needed to tune a real, small model in it."""

@@ -1,0 +1,160 @@
+"""The image-text models of the recipe, in the two formats rewards come in, behind one face for training."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from open_clip.model import CLIP
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from textcraftor.tiny.recipe.tokenizer import CONTEXT_LENGTH
+
+IMAGE_SIZE = 64
+EMBEDDING = 128
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+VISION: dict[str, Any] = {"layers": 5, "width": 128, "head_width": 32, "patch_size": 8, "mlp_ratio": 2.0}
+TEXT: dict[str, Any] = {"layers": 3, "width": 96, "heads": 4, "mlp_ratio": 2.0}
+# The judge nobody trains on sees differently: convolutions with attention pooling, as CLIP's RN50.
+HELDOUT_VISION: dict[str, Any] = {"layers": [1, 1, 1, 1], "width": 12, "head_width": 32}
+HELDOUT_TEXT: dict[str, Any] = {"layers": 4, "width": 64, "heads": 2, "mlp_ratio": 4.0}
+
+
+class Towers(nn.Module):
+    """Two encoders into one space; neither normalises."""
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """pixels: (B, 3, 64, 64), standardised.  Returns (B, 128)."""
+        raise NotImplementedError
+
+    def encode_text(self, ids: Tensor) -> Tensor:
+        """ids: (B, 40).  Returns (B, 128)."""
+        raise NotImplementedError
+
+
+def standardised(images: Tensor) -> Tensor:
+    """Images in [0, 1] as every tower wants them: minus CLIP's mean, over CLIP's deviation."""
+    mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (MEAN, STD))
+    return (images - mean) / std
+
+
+def tokenized(tokenizer: CLIPTokenizer, prompts: Sequence[str], device: torch.device) -> Tensor:
+    """Token ids, (B, 40), padded with the end token and cut at the context length."""
+    kept: Tensor = tokenizer(
+        list(prompts), padding="max_length", max_length=CONTEXT_LENGTH, truncation=True, return_tensors="pt"
+    ).input_ids
+    return kept.to(device)
+
+
+def open_clip_config(tokenizer: CLIPTokenizer, vision: dict[str, Any], text: dict[str, Any]) -> dict[str, Any]:
+    """The `model_cfg` of open_clip_config.json."""
+    vision_cfg = {"image_size": IMAGE_SIZE, **vision}
+    text_cfg = {
+        "context_length": CONTEXT_LENGTH,
+        "vocab_size": len(tokenizer),
+        "hf_tokenizer_name": "local",  # any name: open_clip takes the tokenizer that lies beside the weights
+        "pool_type": "eos",
+        "eos_id": tokenizer.eos_token_id,
+        **text,
+    }
+    return {"embed_dim": EMBEDDING, "vision_cfg": vision_cfg, "text_cfg": text_cfg}
+
+
+def new_open_clip(tokenizer: CLIPTokenizer, vision: dict[str, Any] = VISION, text: dict[str, Any] = TEXT) -> CLIP:
+    """An untrained open_clip model."""
+    return CLIP(**open_clip_config(tokenizer, vision, text))
+
+
+def new_hugging_face(tokenizer: CLIPTokenizer, vision: dict[str, Any] = VISION, text: dict[str, Any] = TEXT) -> CLIPModel:
+    """An untrained `CLIPModel` of the same shape."""
+    config = CLIPConfig(
+        text_config=text_config(tokenizer, text, projection=EMBEDDING).to_dict(),
+        vision_config={
+            "hidden_size": vision["width"],
+            "intermediate_size": int(vision["width"] * vision["mlp_ratio"]),
+            "num_hidden_layers": vision["layers"],
+            "num_attention_heads": vision["width"] // vision["head_width"],
+            "image_size": IMAGE_SIZE,
+            "patch_size": vision["patch_size"],
+            "projection_dim": EMBEDDING,
+            "hidden_act": "gelu",
+        },
+        projection_dim=EMBEDDING,
+    )
+    return CLIPModel(config)
+
+
+def text_config(tokenizer: CLIPTokenizer, text: dict[str, Any], projection: int) -> CLIPTextConfig:
+    """A Hugging Face CLIP text encoder's configuration."""
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=text["width"],
+        intermediate_size=int(text["width"] * text["mlp_ratio"]),
+        num_hidden_layers=text["layers"],
+        num_attention_heads=text["heads"],
+        max_position_embeddings=CONTEXT_LENGTH,
+        projection_dim=projection,
+        hidden_act="gelu",
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+class OpenClipTowers(Towers):
+    """An open_clip model behind the face of `Towers`."""
+
+    def __init__(self, model: CLIP) -> None:
+        super().__init__()
+        self.model = model
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        features: Tensor = self.model.encode_image(pixels)
+        return features
+
+    def encode_text(self, ids: Tensor) -> Tensor:
+        features: Tensor = self.model.encode_text(ids)
+        return features
+
+
+class HuggingFaceTowers(Towers):
+    """A `CLIPModel` behind the face of `Towers`."""
+
+    def __init__(self, model: CLIPModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        features: Tensor = self.model.get_image_features(pixels).pooler_output
+        return features
+
+    def encode_text(self, ids: Tensor) -> Tensor:
+        features: Tensor = self.model.get_text_features(ids).pooler_output
+        return features
+
+
+class BorrowedEyes(Towers):
+    """A bare text encoder with image towers that are thrown away once it has learned from them."""
+
+    def __init__(self, text_encoder: CLIPTextModel, eyes: CLIP) -> None:
+        super().__init__()
+        self.text_encoder = text_encoder
+        self.projection = nn.Linear(text_encoder.config.hidden_size, EMBEDDING, bias=False)
+        self.eyes = eyes.visual
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        features: Tensor = self.eyes(pixels)
+        return features
+
+    def encode_text(self, ids: Tensor) -> Tensor:
+        features: Tensor = self.projection(self.text_encoder(ids).pooler_output)
+        return features
+
+
+def cosine(towers: Towers, images: Tensor, ids: Tensor) -> Tensor:
+    """Similarity of each image, (B, 3, 64, 64) in [0, 1], with its own prompt, (B,)."""
+    seen = towers.encode_image(standardised(images)).float()
+    said = towers.encode_text(ids).float()
+    return F.cosine_similarity(seen, said)
