@@ -33,7 +33,8 @@ def test_overrides_replace_single_values(params: Path) -> None:
 
 def test_fractions_hold_for_any_number_of_steps(params: Path) -> None:
     assert [config.switch_step(0.4, steps) for steps in (10, 25, 50)] == [4, 10, 20]
-    assert config.load(params, {"chain": {"num_inference_steps": 50}}).train_switch_step == 40
+    run = config.load(params, {"chain": {"num_inference_steps": 50}, "train": {"num_inference_steps": None}})
+    assert run.train_chain.num_inference_steps == 50
 
 
 def test_training_and_sampling_switch_are_two_parameters(params: Path) -> None:

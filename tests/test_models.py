@@ -43,7 +43,7 @@ def test_a_truncated_weight_file_is_refused(base_folder: Path, tmp_path: Path) -
     shutil.copytree(base_folder, tmp_path / "base")
     weights = tmp_path / "base/unet/diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(ModelError, match=r"no whole Stable Diffusion pipeline"):
+    with pytest.raises(ModelError, match=r"no Stable Diffusion pipeline can be loaded"):
         load_base(BaseConfig(path=str(tmp_path / "base"), resolution=32), CPU)
 
 

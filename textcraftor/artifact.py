@@ -59,7 +59,7 @@ def digest(path: Path) -> str:
 
 def identity(path: str, revision: str | None = None) -> str:
     """What identifies a model's bytes: the digest of a local file or folder, or a hub id with its revision."""
-    return digest(Path(path)) if Path(path).exists() else f"{path}@{revision}"
+    return digest(Path(path)) if path and Path(path).exists() else f"{path}@{revision}"
 
 
 def proof(config: Mapping[str, pydantic.BaseModel | Any], inputs: Mapping[str, Path], seed: int) -> dict[str, Any]:

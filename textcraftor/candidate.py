@@ -26,13 +26,13 @@ class Candidate:
         """
         if name == "base":
             return cls(name)
-        folder = Path(name)
-        if folder.is_dir():
-            unet = folder / "unet"
-            return cls(folder.name, _weights(folder / "text_encoder"), _weights(unet) if unet.exists() else None)
         encoders = root / "data/encoders"
         mix = name.removesuffix("-unet")
         if not (encoders / mix).is_dir():
+            folder = Path(name)
+            if folder.is_dir():
+                unet = folder / "unet"
+                return cls(folder.name, _weights(folder / "text_encoder"), _weights(unet) if unet.exists() else None)
             trained = [path.name for path in encoders.glob("[!.]*")]
             raise ModelError(
                 f"{unknown('candidate', name, ['base', *trained])} A mix becomes one by `textcraftor train --mix NAME`"

@@ -35,7 +35,7 @@ class SceneSource(Section):
     kind: Literal["scenes"]
     count: Positive = 4000
     seed: int = 0
-    rich_fraction: Fraction = Field(0.75, description="share written in the rich language")
+    rich_fraction: Fraction = Field(0.6, description="share written in the rich language")
 
 
 class FileSource(Section):
@@ -124,6 +124,9 @@ class TrainConfig(TuneConfig):
     """Prompt-based fine-tuning of the text encoder (paper section 3.2.2)."""
 
     switch_at: Fraction = Field(0.8, description="training: the chain before it is the frozen encoder's, and cached")
+    num_inference_steps: Positive | None = Field(
+        None, description="steps of the training chain; fewer let K of them reach further back. None: as when sampling"
+    )
     allow_without_clip: bool = Field(False, description="a mix without the CLIP constraint collapses (paper figure 6)")
 
 
@@ -207,12 +210,11 @@ class Config(Section):
             if name not in self.mixes:
                 raise ValueError(f"unet_mixes: {unknown('mix', name, self.mixes)}")
         known = {*self.rewards, "oracle"}
-        for judge in self.evaluate.judges:
+        for judge in (*self.evaluate.judges, *self.gate.champion_margin):
             if judge not in known:
                 raise ValueError(unknown("judge", judge, known))
-        for judge in (self.gate.rank_by, *self.gate.champion_margin):
-            if judge not in self.evaluate.judges:
-                raise ValueError(f"gate: {unknown('judge', judge, self.evaluate.judges)}")
+        if self.gate.rank_by not in self.evaluate.judges:
+            raise ValueError(f"gate.rank_by: {unknown('judge', self.gate.rank_by, self.evaluate.judges)}")
         for rule in self.gate.rules:
             if rule.judge != "diversity" and rule.judge not in self.evaluate.judges:
                 raise ValueError(f"gate.rules: {unknown('judge', rule.judge, {*self.evaluate.judges, 'diversity'})}")
@@ -224,12 +226,13 @@ class Config(Section):
             raise ValueError(
                 f"evaluate.prompts = {self.evaluate.prompts} is more than prompts.heldout = {self.prompts.heldout}"
             )
-        tuned_steps = self.chain.num_inference_steps - self.train_switch_step
+        steps = self.train_chain.num_inference_steps
+        tuned_steps = steps - switch_step(self.train.switch_at, steps)
         for section, tune in (("train", self.train), ("train_unet", self.train_unet)):
             if tune.grad_steps > tuned_steps:
                 raise ValueError(
                     f"{section}.grad_steps = {tune.grad_steps} is more than the {tuned_steps} steps that "
-                    f"train.switch_at = {self.train.switch_at} leaves of {self.chain.num_inference_steps}"
+                    f"train.switch_at = {self.train.switch_at} leaves of {steps}"
                 )
         return self
 
@@ -245,9 +248,10 @@ class Config(Section):
             )
 
     @property
-    def train_switch_step(self) -> int:
-        """The first step index that the tuned encoder conditions in training (T-K in the paper)."""
-        return switch_step(self.train.switch_at, self.chain.num_inference_steps)
+    def train_chain(self) -> ChainConfig:
+        """The chain as training runs it: `chain`, with `train.num_inference_steps` where that is set."""
+        steps = self.train.num_inference_steps or self.chain.num_inference_steps
+        return self.chain.model_copy(update={"num_inference_steps": steps})
 
     @property
     def candidates(self) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from textcraftor.artifact import identity
-from textcraftor.config import Config, RewardConfig, switch_step
+from textcraftor.config import ChainConfig, Config, RewardConfig, switch_step
 from textcraftor.latents import cache_prefix, prefix_key, read_tensor, save_tensor, stored_key
 from textcraftor.models import load_base
 from textcraftor.prompts.table import noise_seed, read_prompts
@@ -57,12 +57,12 @@ def prepare(config: Config, root: Path, device: torch.device) -> None:
     """Fill `data/latents`. Raises ModelError or RewardError when weights are missing, PromptError without prompts."""
     console = Console(stderr=True)
     base = load_base(config.base, device)
-    for split, (prompts, _, seeds), switch_at in (
-        ("train", train_rows(root), config.train.switch_at),
-        ("heldout", heldout_rows(config, root), config.sampler.switch_at),
+    for split, (prompts, _, seeds), chain, switch_at in (
+        ("train", train_rows(root), config.train_chain, config.train.switch_at),
+        ("heldout", heldout_rows(config, root), config.chain, config.sampler.switch_at),
     ):
-        sampler = Sampler(base, config.chain, switch_at)
-        path, key = root / LATENTS / f"{split}.safetensors", _latents_key(config, switch_at, prompts, seeds)
+        sampler = Sampler(base, chain, switch_at)
+        path, key = root / LATENTS / f"{split}.safetensors", _latents_key(config, chain, switch_at, prompts, seeds)
         made = cache_prefix(path, key, sampler, prompts, seeds, config.prepare.batch_size)
         console.print(
             f"{split}: {len(prompts)} prefixes of {sampler.switch_step} steps {'computed' if made else 'reused'}"
@@ -81,14 +81,14 @@ def prepare(config: Config, root: Path, device: torch.device) -> None:
 def read_train_latents(config: Config, root: Path) -> torch.Tensor:
     """(N, C, h, w): the train split's latents at the training switch. Raises ModelError when stale."""
     prompts, _, seeds = train_rows(root)
-    key = _latents_key(config, config.train.switch_at, prompts, seeds)
+    key = _latents_key(config, config.train_chain, config.train.switch_at, prompts, seeds)
     return read_tensor(root / LATENTS / "train.safetensors", "latents", key)
 
 
 def read_heldout_latents(config: Config, root: Path) -> torch.Tensor:
     """(N * images_per_prompt, C, h, w): held-out latents at the sampling switch. Raises ModelError when stale."""
     prompts, _, seeds = heldout_rows(config, root)
-    key = _latents_key(config, config.sampler.switch_at, prompts, seeds)
+    key = _latents_key(config, config.chain, config.sampler.switch_at, prompts, seeds)
     return read_tensor(root / LATENTS / "heldout.safetensors", "latents", key)
 
 
@@ -98,6 +98,8 @@ def read_text_features(config: Config, root: Path, reward: str, prompts: Sequenc
     return read_tensor(path, "text_features", features_key(config.rewards[reward], prompts))
 
 
-def _latents_key(config: Config, switch_at: float, prompts: Sequence[str], seeds: Sequence[int]) -> str:
+def _latents_key(
+    config: Config, chain: ChainConfig, switch_at: float, prompts: Sequence[str], seeds: Sequence[int]
+) -> str:
     base = identity(config.base.path, config.base.revision)
-    return prefix_key(base, config.chain, switch_step(switch_at, config.chain.num_inference_steps), prompts, seeds)
+    return prefix_key(base, chain, switch_step(switch_at, chain.num_inference_steps), prompts, seeds)

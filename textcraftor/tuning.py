@@ -81,7 +81,7 @@ def _trainer(
     rewards = {name: load_reward(name, config.rewards[name], base.device) for name in weights}
     for reward in rewards.values():
         reward.drop_text_tower()
-    sampler = Sampler(base, config.chain, config.train.switch_at)
+    sampler = Sampler(base, config.train_chain, config.train.switch_at)
     trainer = Trainer(base, sampler, RewardMix(rewards, weights), train_set, tune, tuned, module)
     return trainer, {"prompts": root / CURATED / "train.parquet", "latents": root / LATENTS / "train.safetensors"}
 
@@ -89,7 +89,7 @@ def _trainer(
 def _proof(config: Config, tune: TuneConfig, weights: dict[str, float], inputs: dict[str, Path]) -> dict[str, Any]:
     sections = {
         "base": config.base,
-        "chain": config.chain,
+        "chain": config.train_chain,
         "switch_at": config.train.switch_at,
         "tune": tune,
         "mix": weights,

@@ -32,6 +32,7 @@ TOY_PLAN = Plan(
     vae_things=toy(2),
     decoder=toy(2),
     text_encoder=toy(),
+    unet_again=toy(),
     unet=toy(),
     towers=toy(),
     settling=toy(),
@@ -122,7 +123,7 @@ def test_twins_differ_and_facts_tell_them_apart() -> None:
     table = facts(batch)
     assert table.shape == (64, FACTS)
     assert (table[:32] != table[32:]).any(1).all()
-    assert ((table[:32] != table[32:]).sum(1) <= 8).all()
+    assert ((table[:32] != table[32:]).sum(1) <= 12).all()  # most for two things that swap colours
 
 
 def test_captions_are_mixed_as_asked() -> None:

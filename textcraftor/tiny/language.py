@@ -1,7 +1,7 @@
 """Two languages for one world: the plain captions a base model learns from, and the rich prompts that people write."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -49,7 +49,7 @@ _OPENINGS = ("a picture of", "an image of", "a photo showing", "please draw", "i
 _ENDINGS = ("highly detailed", "masterpiece", "best quality", "for my room", "thank you", "trending")
 
 
-def _meanings(table: dict[str, tuple[str, ...]]) -> dict[str, str]:
+def _meanings(table: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
     return {word: plain for plain, words in table.items() for word in words}
 
 
@@ -229,12 +229,12 @@ def reword(prompt: str) -> str:
     return plain_caption(claims) if claims else prompt
 
 
-def sample_prompts(count: int, seed: int, rich_fraction: float = 0.75) -> list[str]:
+def sample_prompts(count: int, seed: int, rich_fraction: float = 0.6, pair_fraction: float = 0.4) -> list[str]:
     """`count` distinct prompts, the first part of each longer list with the same seed; each is rich with `rich_fraction`."""
     rng = np.random.default_rng(seed)
     prompts: dict[str, None] = {}
     while len(prompts) < count:
-        scene = sample_scene(rng)
+        scene = sample_scene(rng, pair_fraction)
         rich = rng.random() < rich_fraction
         prompts.setdefault(rich_caption(scene, rng) if rich else plain_caption(scene))
     return list(prompts)

@@ -162,7 +162,8 @@ def judge(view: View, claims: Claims) -> dict[str, bool]:
         return sum(held * (2.0 if kind.startswith("colour") else 1.0) for kind, held in verdicts.items())
 
     choices = [_judge_things(claims, chosen) for chosen in permutations(spare[: wanted + 4], wanted)]
-    verdicts = {"count": len(view.seen) == wanted, **max(choices, key=favour)}
+    best: dict[str, bool] = max(choices, key=favour)
+    verdicts = {"count": len(view.seen) == wanted, **best}
     if claims.background is not None:
         verdicts["background"] = view.background == claims.background
     if claims.style is not None:

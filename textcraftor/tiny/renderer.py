@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from textcraftor.tiny.scenes import Scene
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating]
 
 PALETTE: Final[dict[str, tuple[int, int, int]]] = {
     "red": (214, 39, 40),
@@ -88,7 +88,7 @@ def distance(shape: str, u: Array, v: Array, half: float) -> Array:
             radius = np.hypot(u, v)
             x, y = radius * np.cos(angle), radius * np.sin(angle)
             edge_x, edge_y = valley * np.cos(tenth) - tip, valley * np.sin(tenth)
-            return np.asarray(((x - tip) * edge_y - y * edge_x) / np.hypot(edge_x, edge_y), dtype=np.float32)
+            return ((x - tip) * edge_y - y * edge_x) / np.hypot(edge_x, edge_y)
         case "cross":
             u, v = np.abs(u), np.abs(v)
             arm = 0.36 * half

@@ -106,5 +106,5 @@ def train_beholder(
         images, scores = exhibition(schedule.batch, rng, device, vae)
         return F.mse_loss(beholder(images), scores + DISAGREEMENT * torch.randn_like(scores))
 
-    beholder.layers[-1].bias.data.fill_(5.0)  # start at the middle of the scale
+    nn.init.constant_(beholder.state_dict(keep_vars=True)["layers.7.bias"], 5.0)  # start at the middle of the scale
     fit("aesthetic", beholder, loss_at, schedule, checkpoint, seed)

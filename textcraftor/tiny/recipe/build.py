@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import torch
 from diffusers import AutoencoderKL
+from open_clip.model import CLIP
 from transformers import CLIPTextModel
 
 from textcraftor.errors import UserError, unknown
@@ -34,6 +35,7 @@ class Plan:
     decoder: Schedule = vae.DECODER_SCHEDULE
     vae: Schedule = vae.SCHEDULE
     text_encoder: Schedule = field(default_factory=lambda: replace(contrast.SCHEDULE, steps=900))
+    unet_again: Schedule = unet.SECOND_SCHEDULE
     unet: Schedule = unet.SCHEDULE
     towers: Schedule = contrast.SCHEDULE
     settling: Schedule = contrast.SETTLING
@@ -84,7 +86,8 @@ class Workshop:
         seed = self.seed_of("unet")
         model = unet.new_unet(encoder.config.hidden_size).to(self.device)
         plan = self.plan
-        unet.train_unet(model, encoder, self.tokenizer, autoencoder, self.work, seed, plan.unet, plan.pictures)
+        rounds = (plan.unet, plan.unet_again)
+        unet.train_unet(model, encoder, self.tokenizer, autoencoder, self.work, seed, *rounds, plan.pictures)
         vae.train_decoder(autoencoder, self.work, self.seed_of("vae_decoder"), plan.decoder)
         shelf.shelve_base(self.out / "base", autoencoder, encoder, self.tokenizer, model)
 
@@ -131,7 +134,7 @@ class Workshop:
     def _lesson(self, pair: towers.Towers) -> contrast.Lesson:
         return contrast.Lesson(pair).to(self.device)
 
-    def _clip(self) -> tuple[towers.CLIP, contrast.Lesson]:
+    def _clip(self) -> tuple[CLIP, contrast.Lesson]:
         """Plain CLIP, from renders and then from what the autoencoder makes of them; trained or taken up again."""
         seed = self.seed_of("clip")
         model = towers.new_open_clip(self.tokenizer)
@@ -158,7 +161,7 @@ class Workshop:
         train_preferences(label, lesson, self.tokenizer, taste, checkpoint, seed, self.vae(), schedule)
 
     def _shelve_open_clip(
-        self, name: str, model: towers.CLIP, lesson: contrast.Lesson, vision: dict[str, Any], text: dict[str, Any]
+        self, name: str, model: CLIP, lesson: contrast.Lesson, vision: dict[str, Any], text: dict[str, Any]
     ) -> None:
         model.logit_scale.data.fill_(lesson.log_scale)
         config = towers.open_clip_config(self.tokenizer, vision, text)

@@ -1,6 +1,5 @@
 """Writes the model card: figures as measured, and a sheet of samples to look at."""
 
-import os
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,8 +26,8 @@ SD 1.5. They know one world: one or two coloured shapes on a plain ground. They 
 
 ![samples](samples.png)
 
-*{steps} DDIM steps, guidance_scale {guidance}, the first six prompts of each row group drawn with seeds 0, 1, 2, ...:
-upper half plain captions, lower half rich prompts, which the base understands only in part.*
+*{steps} DDIM steps, guidance_scale {guidance}; not chosen, simply the first ones: upper half plain captions, lower half rich
+prompts, which the base understands only in part.*
 
 ## What lies here
 | folder | loads with | parameters |
@@ -40,7 +39,7 @@ own. `heldout` judges only: nothing is trained on it, its architecture (convolut
 rewards', and it never met the base's autoencoder.
 
 ## How it was made
-`textcraftor tiny-build` (`textcraftor/tiny/recipe`), seeded and resumable, about an hour and a half on two CPU cores.
+`textcraftor tiny-build` (`textcraftor/tiny/recipe`), seeded and resumable, about an hour on two CPU cores of their own.
 The base learned 90 % of its pictures with captions: 88 % of those plain, 12 % rich, and half of the rich ones wrong. The
 rewards learned from both languages alike. So the UNet can draw what its text encoder fails to say, which is what tuning
 the text encoder is to mend. Rewards learned by contrast with twins that differ in one attribute (`clip`, `heldout`), then
@@ -48,7 +47,7 @@ from the noisy choices of two groups of synthetic annotators (`pickscore`: group
 noisy scores for gloss, contrast and composition, whatever the prompt.
 
 ## Figures
-Measured by the recipe's last step on prompts and scenes that no step saw: {count} prompts, 75 % rich, judged by the oracle
+Measured by the recipe's last step on prompts and scenes that no step saw: {count} prompts, 60 % rich, judged by the oracle
 (`textcraftor/tiny/oracle.py`), which reads pixels and learns nothing. Guessing another scene's picture would hold {chance:.3f}.
 
 | claims that hold | {kinds} | all |
@@ -77,7 +76,7 @@ byte by byte and draws something arbitrary.
 
 _LOADERS = {
     "base": "`StableDiffusionPipeline.from_pretrained`",
-    "rewards/clip": "`open_clip.create_model_and_transforms(\"local-dir:...\")`",
+    "rewards/clip": '`open_clip.create_model_and_transforms("local-dir:...")`',
     "rewards/hpsv2": "open_clip, likewise",
     "rewards/heldout": "open_clip, likewise",
     "rewards/pickscore": "`CLIPModel.from_pretrained`",
@@ -86,7 +85,8 @@ _LOADERS = {
 
 
 def _row(figures: Mapping[str, float]) -> str:
-    return " | ".join(f"{figures[kind]:.3f}" for kind in (*KINDS, "all"))
+    # A handful of prompts may make no claim of some kind.
+    return " | ".join(f"{figures[kind]:.3f}" if kind in figures else "-" for kind in (*KINDS, "all"))
 
 
 def _weights(folder: Path) -> int:
@@ -140,7 +140,7 @@ def write_card(out: Path, device: torch.device, count: int) -> None:
     report = examine(out, device, count)
     sheet = out / "samples.part.png"
     sample_sheet(report).save(sheet, optimize=True)
-    os.replace(sheet, out / "samples.png")
+    sheet.replace(out / "samples.png")
     aside = out / "README.md.part"
     aside.write_text(card_text(out, report))
-    os.replace(aside, out / "README.md")
+    aside.replace(out / "README.md")

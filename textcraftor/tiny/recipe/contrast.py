@@ -67,11 +67,8 @@ class Lesson(nn.Module):
         logits = self.scale.clamp(max=4.6).exp() * F.normalize(seen, dim=-1) @ F.normalize(said, dim=-1).T
         target = torch.arange(len(images), device=images.device)
         contrast = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-        reading = sum(
-            F.binary_cross_entropy_with_logits(self.reader(features).float(), truth) for features in (seen, said)
-        )
+        reading = sum(F.binary_cross_entropy_with_logits(self.reader(features).float(), truth) for features in (seen, said))
         return contrast + 5 * reading
-
 
     @property
     def log_scale(self) -> float:

@@ -1,6 +1,5 @@
 """Writing results so that what is there is whole: first aside, then renamed."""
 
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".part")
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, aside)
-    os.replace(aside, path)
+    aside.replace(path)
 
 
 @contextmanager
@@ -28,4 +27,4 @@ def folder_aside(folder: Path) -> Iterator[Path]:
     for file in aside.rglob("*.safetensors"):
         file.chmod(0o644)  # safetensors writes for the owner's eyes only
     shutil.rmtree(folder, ignore_errors=True)
-    os.replace(aside, folder)
+    aside.replace(folder)

@@ -1,6 +1,5 @@
 """One resumable training loop for every model of the recipe."""
 
-import os
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -79,7 +78,7 @@ def fit(
         with sdpa_kernel(SDPBackend.MATH):
             with torch.autocast(device.type, torch.bfloat16):
                 loss = loss_at(generator(seed, label, step))
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         if not torch.isfinite(norm):
             raise TrainingError(f"{label}: the gradient is {norm.item()} at step {step}. Lower its peak_lr and start again.")
@@ -100,7 +99,7 @@ def fit(
             }
             aside = checkpoint.with_suffix(".part")
             torch.save(state, aside)
-            os.replace(aside, checkpoint)
+            aside.replace(checkpoint)
     with torch.no_grad():
         for parameter, mean in zip(model.parameters(), averaged, strict=True):
             parameter.copy_(mean)

@@ -65,5 +65,5 @@ def shelve_beholder(folder: Path, beholder: Beholder) -> None:
 
 
 def pick_device(name: str) -> torch.device:
-    """"auto" is CUDA where there is one; anything else is a torch device name."""
+    """The device of that name; for "auto" CUDA where there is one, else the CPU."""
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)

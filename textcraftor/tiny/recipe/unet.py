@@ -15,8 +15,10 @@ from textcraftor.tiny.recipe import corpus
 from textcraftor.tiny.recipe.files import save_tensors
 from textcraftor.tiny.recipe.fit import Schedule, fit, generator
 from textcraftor.tiny.recipe.towers import tokenized
+from textcraftor.tiny.scenes import Scene
 
 SCHEDULE = Schedule(steps=2600, batch=64, peak_lr=1.2e-3, ema=0.998, save_every=100)
+SECOND_SCHEDULE = Schedule(steps=1500, batch=64, peak_lr=8e-4, ema=0.998, save_every=100)
 PICTURES = 32_000
 RICH, WRONG, EMPTY = 0.12, 0.5, 0.1
 SNR_CAP = 5.0  # min-SNR-5 weighting, Hang et al. 2023: low noise must not drown out what decides the picture
@@ -65,7 +67,7 @@ def encode_corpus(vae: AutoencoderKL, count: int, seed: int, cache: Path, chunk:
     return load_file(cache)["latents"]
 
 
-def corpus_scenes(count: int, seed: int) -> list[corpus.Scene]:
+def corpus_scenes(count: int, seed: int) -> list[Scene]:
     """The scenes that the UNet learns to draw."""
     return corpus.scenes(count, generator(seed, "unet scenes"))
 
@@ -77,10 +79,11 @@ def train_unet(
     vae: AutoencoderKL,
     work: Path,
     seed: int,
-    schedule: Schedule = SCHEDULE,
+    first: Schedule = SCHEDULE,
+    second: Schedule = SECOND_SCHEDULE,
     pictures: int = PICTURES,
 ) -> None:
-    """Train in place on noise prediction; text encoder and autoencoder stay as they are."""
+    """Train in place on noise prediction, in two rounds; text encoder and autoencoder stay as they are."""
     latents = encode_corpus(vae, pictures, seed, work / "latents.safetensors")
     scenes = corpus_scenes(pictures, seed)
     scheduler = new_scheduler()
@@ -88,15 +91,15 @@ def train_unet(
     alphas = scheduler.alphas_cumprod.to(device)
     steps = scheduler.config.num_train_timesteps
 
-    def loss_at(rng: np.random.Generator) -> Tensor:
-        chosen = rng.integers(len(scenes), size=schedule.batch)
+    def loss_at(rng: np.random.Generator, batch: int) -> Tensor:
+        chosen = rng.integers(len(scenes), size=batch)
         said = corpus.captions([scenes[index] for index in chosen], rng, RICH, WRONG, EMPTY)
         with torch.no_grad():
             prompt_embeds = text_encoder(tokenized(tokenizer, said, device)).last_hidden_state
         clean = latents[torch.from_numpy(chosen)].to(device, torch.float32)
         noise = torch.randn_like(clean)
         # One timestep from each of B equal slices: the loss of a batch varies less than with independent draws.
-        slices = (np.arange(schedule.batch) + rng.random(schedule.batch)) / schedule.batch
+        slices = (np.arange(batch) + rng.random(batch)) / batch
         timestep = torch.from_numpy((slices * steps).astype(np.int64)).to(device)
         noisy = scheduler.add_noise(clean, noise, timestep)
         predicted = unet(noisy, timestep, prompt_embeds).sample.float()
@@ -104,4 +107,6 @@ def train_unet(
         weight = ((1 - signal) / signal * SNR_CAP).clamp(max=1.0)
         return ((predicted - noise).square().mean((1, 2, 3)) * weight).mean()
 
-    fit("unet", unet, loss_at, schedule, work / "unet.pt", seed)
+    fit("unet", unet, lambda rng: loss_at(rng, first.batch), first, work / "unet.pt", seed)
+    # A second round, warmed up anew from the averaged weights: shapes and bindings come late.
+    fit("unet_again", unet, lambda rng: loss_at(rng, second.batch), second, work / "unet_again.pt", seed)
