@@ -92,9 +92,7 @@ def _structure(name: str, config: PromptsConfig) -> list["Expectation"]:
 
     fewest, most = (1, config.max_train) if name == "train" else (FEWEST_HELDOUT, config.heldout)
     expected: list[Expectation] = [
-        gxe.ExpectTableColumnsToMatchSet(
-            column_set=SCHEMA.names(), exact_match=False, meta=_means("every column is there")
-        ),
+        gxe.ExpectTableColumnsToMatchSet(column_set=SCHEMA.names(), exact_match=False, meta=_means("every column is there")),
         gxe.ExpectTableRowCountToBeBetween(
             min_value=fewest, max_value=most, meta=_means("as many rows as the prompts section allows")
         ),
@@ -138,9 +136,7 @@ def _content(name: str, tables: Tables, config: PromptsConfig) -> list["Expectat
         gxe.ExpectColumnPairValuesToBeEqual(
             column_A="words", column_B="own_words", meta=_means("words counts the prompt's words")
         ),
-        gxe.ExpectColumnValuesToBeInSet(
-            column="category", value_set=list(world), meta=_means("every category is known")
-        ),
+        gxe.ExpectColumnValuesToBeInSet(column="category", value_set=list(world), meta=_means("every category is known")),
         gxe.ExpectColumnValuesToBeInSet(
             column="source",
             value_set=sorted({source_name(source) for source in config.sources}),
@@ -149,9 +145,7 @@ def _content(name: str, tables: Tables, config: PromptsConfig) -> list["Expectat
         gxe.ExpectColumnValuesToBeNull(column="blocked", meta=_means("no prompt holds a blocked word")),
     ]
     if config.world == "tiny":
-        expected.append(
-            gxe.ExpectColumnValuesToBeNull(column="foreign", meta=_means("every prompt is of the tiny world"))
-        )
+        expected.append(gxe.ExpectColumnValuesToBeNull(column="foreign", meta=_means("every prompt is of the tiny world")))
     if name == "train":
         held = tables["heldout"]["prompt_id"].to_list()
         expected += [
@@ -260,9 +254,7 @@ def _as_check(table: str, result: dict[str, Any]) -> Check:
         table=table,
         meaning=asked["meta"]["meaning"],
         expectation=asked["type"],
-        column=kwargs.get("column")
-        or " = ".join(kwargs[key] for key in ("column_A", "column_B") if key in kwargs)
-        or None,
+        column=kwargs.get("column") or " = ".join(kwargs[key] for key in ("column_A", "column_B") if key in kwargs) or None,
         holds=result["success"],
         observed=_raised(result["exception_info"]) or (None if observed is None else str(observed)),
         unexpected=found.get("unexpected_count", 0),

@@ -13,9 +13,7 @@ from textcraftor.cli import app
 
 ROOT = Path(__file__).parents[1]
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-STAGES = {
-    name: (stage.get("do") or stage) for name, stage in PIPELINE.items() if name != "tiny"
-}  # frozen: no parameters
+STAGES = {name: (stage.get("do") or stage) for name, stage in PIPELINE.items() if name != "tiny"}  # frozen: no parameters
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -10,9 +10,7 @@ def plain(colour, side=64):
 
 
 def test_pictures_of_one_prompt_stand_above_each_other():
-    image = np.asarray(
-        pictures.side_by_side(["one", "two"], {"base": [plain("red")] * 2, "tuned": [plain("blue")] * 2})
-    )
+    image = np.asarray(pictures.side_by_side(["one", "two"], {"base": [plain("red")] * 2, "tuned": [plain("blue")] * 2}))
     x, y = pictures.MARGIN + pictures.LABEL + 5, pictures.MARGIN + 5
     below, right = y + pictures.CELL + pictures.GAP, x + pictures.CELL + pictures.GAP
     assert image[y, x].tolist() == image[y, right].tolist() == [255, 0, 0]

@@ -41,9 +41,7 @@ def test_make_targets_exist() -> None:
 
 def test_deployments_exist() -> None:
     deployed = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
-    known = {
-        f"{entry['entrypoint'].split(':')[0].split('/')[1].removesuffix('.py')}/{entry['name']}" for entry in deployed
-    }
+    known = {f"{entry['entrypoint'].split(':')[0].split('/')[1].removesuffix('.py')}/{entry['name']}" for entry in deployed}
     named = {word for arguments in commands("prefect") for word in arguments if "/" in word and "=" not in word}
     assert named and {name.replace("textcraftor/", "full/") for name in named} <= known
 

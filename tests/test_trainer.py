@@ -15,20 +15,14 @@ from textcraftor.trainer import Trainer, TrainSet
 
 from .conftest import CHAIN, Redness
 
-PROMPTS = [
-    f"a small {colour} circle" for colour in ("red", "green", "blue", "yellow", "purple", "cyan", "golden", "azure")
-]
+PROMPTS = [f"a small {colour} circle" for colour in ("red", "green", "blue", "yellow", "purple", "cyan", "golden", "azure")]
 SETTINGS = TuneConfig(grad_steps=1, steps=4, batch_size=4, learning_rate=1e-3, checkpoint_every=2, grid_every=100)
 
 
-def new_trainer(
-    base: Base, tune: TuneConfig = SETTINGS, reward: Redness | None = None, switch_at: float = 0.8
-) -> Trainer:
+def new_trainer(base: Base, tune: TuneConfig = SETTINGS, reward: Redness | None = None, switch_at: float = 0.8) -> Trainer:
     sampler = Sampler(base, CHAIN, switch_at)
     reward = reward or Redness()
-    train_set = TrainSet(
-        PROMPTS, sampler.prefix(PROMPTS, range(len(PROMPTS))), {"redness": reward.text_features(PROMPTS)}
-    )
+    train_set = TrainSet(PROMPTS, sampler.prefix(PROMPTS, range(len(PROMPTS))), {"redness": reward.text_features(PROMPTS)})
     encoder = copy.deepcopy(base.text_encoder).requires_grad_(True)
     return Trainer(
         base, sampler, RewardMix({"redness": reward}, {"redness": 10.0}), train_set, tune, TunedModel(encoder), encoder
@@ -123,10 +117,7 @@ def test_the_unet_is_tuned_on_the_frozen_encoder(base: Base, tmp_path: Path) -> 
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     trainer.fit(tmp_path, "key", watched(trainer))
     assert all(torch.equal(before[name], value) for name, value in encoder.state_dict().items())
-    moved = [
-        not torch.equal(ours, frozen)
-        for ours, frozen in zip(unet.parameters(), base.pipe.unet.parameters(), strict=True)
-    ]
+    moved = [not torch.equal(ours, frozen) for ours, frozen in zip(unet.parameters(), base.pipe.unet.parameters(), strict=True)]
     assert any(moved)
 
 

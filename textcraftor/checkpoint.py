@@ -25,9 +25,7 @@ class Checkpoint:
     path: Path
     key: str
 
-    def save(
-        self, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, history: list[dict[str, Any]]
-    ) -> None:
+    def save(self, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, history: list[dict[str, Any]]) -> None:
         """Write the state after `step` optimiser steps; the previous checkpoint survives until this one is whole."""
         tensors = {f"weights.{name}": parameter.detach() for name, parameter in module.named_parameters()}
         names = [name for name, _ in module.named_parameters()]
@@ -56,9 +54,7 @@ class Checkpoint:
                 parameter.copy_(tensors[f"weights.{name}"])
         names = [name for name, _ in module.named_parameters()]
         state = {index: _slots(tensors, f"optimizer.{name}.") for index, name in enumerate(names)}
-        optimizer.load_state_dict(
-            {**optimizer.state_dict(), "state": {i: slots for i, slots in state.items() if slots}}
-        )
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": {i: slots for i, slots in state.items() if slots}})
         torch.set_rng_state(tensors["rng"])
         return int(metadata["step"]), json.loads(metadata["history"])
 

@@ -116,9 +116,7 @@ def generate(
 ) -> None:
     """Draw one picture: base and tuned model side by side, from the same noise."""
     if not prompt.strip():
-        raise ConfigError(
-            'The prompt is empty. Say what to draw, for instance: "a small red circle on a white background"'
-        )
+        raise ConfigError('The prompt is empty. Say what to draw, for instance: "a small red circle on a white background"')
     run = configuration.load(params)
     from textcraftor.candidate import Candidate
     from textcraftor.generate import draw
@@ -152,9 +150,7 @@ def _plugin(group: str, name: str) -> Callable[..., Any]:
         try:
             return entry_point.load()
         except ImportError as error:
-            raise ConfigError(
-                f"`{name}` needs the pipeline extra ({error}): pip install 'textcraftor[pipeline]'"
-            ) from None
+            raise ConfigError(f"`{name}` needs the pipeline extra ({error}): pip install 'textcraftor[pipeline]'") from None
     raise ConfigError(f"Nothing offers `{name}`: pip install 'textcraftor[pipeline]'")
 
 

@@ -155,9 +155,7 @@ class GateConfig(Section):
     """What a candidate must reach before it may be promoted."""
 
     rules: tuple[GateRule, ...] = Field(min_length=1)
-    rank_by: str = Field(
-        "heldout", description="of the candidates that pass, the one with the best delta of this judge wins"
-    )
+    rank_by: str = Field("heldout", description="of the candidates that pass, the one with the best delta of this judge wins")
     champion_margin: dict[str, float] = Field(
         default_factory=dict, description="judge -> how far below the champion's mean is still non-inferior"
     )
@@ -219,7 +217,9 @@ class Config(Section):
             if rule.judge != "diversity" and rule.judge not in self.evaluate.judges:
                 raise ValueError(f"gate.rules: {unknown('judge', rule.judge, {*self.evaluate.judges, 'diversity'})}")
             if (rule.metric == "ratio") != (rule.judge == "diversity") and rule.metric != "mean":
-                raise ValueError(f"gate.rules: {rule.judge} has no {rule.metric}. Diversity has mean and ratio, a judge the rest")
+                raise ValueError(
+                    f"gate.rules: {rule.judge} has no {rule.metric}. Diversity has mean and ratio, a judge the rest"
+                )
         if self.evaluate.diversity_judge not in self.rewards:
             raise ValueError(unknown("reward", self.evaluate.diversity_judge, self.rewards))
         if self.evaluate.prompts > self.prompts.heldout:
@@ -289,9 +289,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(
-            f"{path} does not exist. Run from the project's root, or name the file with --params"
-        ) from None
+        raise ConfigError(f"{path} does not exist. Run from the project's root, or name the file with --params") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML in UTF-8: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):

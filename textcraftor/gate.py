@@ -77,9 +77,7 @@ def markdown(record: Record) -> str:
         for rule in candidate["rules"]:
             verdict = "passed" if rule["passed"] else "**failed**"
             why = rule["why"].replace("|", "\\|").replace("\n", " ")
-            lines.append(
-                f"| {rule['rule']} | {_number(rule['value'])} | {_number(rule['bound'])} | {verdict} | {why} |"
-            )
+            lines.append(f"| {rule['rule']} | {_number(rule['value'])} | {_number(rule['bound'])} | {verdict} | {why} |")
     return "\n".join(lines) + "\n"
 
 

@@ -33,9 +33,7 @@ def prefix_key(base: str, chain: ChainConfig, switch: int, prompts: Sequence[str
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def cache_prefix(
-    path: Path, key: str, sampler: Sampler, prompts: Sequence[str], seeds: Sequence[int], batch_size: int
-) -> bool:
+def cache_prefix(path: Path, key: str, sampler: Sampler, prompts: Sequence[str], seeds: Sequence[int], batch_size: int) -> bool:
     """Make sure that `path` holds the prefix latents of these rows. Returns whether they had to be computed."""
     if stored_key(path) == key:
         return False

@@ -63,9 +63,7 @@ class Base:
     def _with(self, text_encoder: nn.Module) -> Any:
         if text_encoder is self.pipe.text_encoder:
             return self.pipe
-        return StableDiffusionPipeline(
-            **{**self.pipe.components, "text_encoder": text_encoder}, requires_safety_checker=False
-        )
+        return StableDiffusionPipeline(**{**self.pipe.components, "text_encoder": text_encoder}, requires_safety_checker=False)
 
 
 @dataclass(frozen=True)
@@ -97,9 +95,7 @@ def choose_device(device: str = "auto", cpu_threads: int | None = None) -> torch
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        raise ModelError(
-            f"Device {device!r} cannot be used: {str(error).splitlines()[0]}. Try cpu, cuda or auto"
-        ) from None
+        raise ModelError(f"Device {device!r} cannot be used: {str(error).splitlines()[0]}. Try cpu, cuda or auto") from None
     return chosen
 
 
@@ -118,9 +114,7 @@ def load_base(config: BaseConfig, device: torch.device) -> Base:
             use_safetensors=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError, KeyError) as error:
-        raise ModelError(
-            f"base.path = {config.path}: no Stable Diffusion pipeline can be loaded: {_brief(error)}"
-        ) from None
+        raise ModelError(f"base.path = {config.path}: no Stable Diffusion pipeline can be loaded: {_brief(error)}") from None
     for module in (pipe.unet, pipe.vae, pipe.text_encoder):
         module.requires_grad_(False).eval().to(device)
     pipe.set_progress_bar_config(disable=True)

@@ -34,9 +34,7 @@ def heldout_rows(config: Config, root: Path) -> tuple[list[str], list[str], list
     table = read_prompts(root / CURATED / "heldout.parquet").head(config.evaluate.prompts)
     images = range(config.evaluate.images_per_prompt)
     rows = [
-        (prompt, key, noise_seed(key, i))
-        for prompt, key in table.select("prompt", "prompt_id").iter_rows()
-        for i in images
+        (prompt, key, noise_seed(key, i)) for prompt, key in table.select("prompt", "prompt_id").iter_rows() for i in images
     ]
     prompts, keys, seeds = zip(*rows, strict=True)
     return list(prompts), list(keys), list(seeds)
@@ -64,9 +62,7 @@ def prepare(config: Config, root: Path, device: torch.device) -> None:
         sampler = Sampler(base, chain, switch_at)
         path, key = root / LATENTS / f"{split}.safetensors", _latents_key(config, chain, switch_at, prompts, seeds)
         made = cache_prefix(path, key, sampler, prompts, seeds, config.prepare.batch_size)
-        console.print(
-            f"{split}: {len(prompts)} prefixes of {sampler.switch_step} steps {'computed' if made else 'reused'}"
-        )
+        console.print(f"{split}: {len(prompts)} prefixes of {sampler.switch_step} steps {'computed' if made else 'reused'}")
     prompts, _, _ = train_rows(root)
     for name in trained_rewards(config):
         path, key = root / LATENTS / "features" / f"{name}.safetensors", features_key(config.rewards[name], prompts)
@@ -98,8 +94,6 @@ def read_text_features(config: Config, root: Path, reward: str, prompts: Sequenc
     return read_tensor(path, "text_features", features_key(config.rewards[reward], prompts))
 
 
-def _latents_key(
-    config: Config, chain: ChainConfig, switch_at: float, prompts: Sequence[str], seeds: Sequence[int]
-) -> str:
+def _latents_key(config: Config, chain: ChainConfig, switch_at: float, prompts: Sequence[str], seeds: Sequence[int]) -> str:
     base = identity(config.base.path, config.base.revision)
     return prefix_key(base, chain, switch_step(switch_at, chain.num_inference_steps), prompts, seeds)

@@ -120,9 +120,7 @@ class Trainer:
         prompt_embeds = self.base.prompt_embeds(batch.prompts, self.tuned.text_encoder)
         prefix = batch.latents.to(prompt_embeds.dtype)
         tune = self.tune
-        latents = self.sampler.finish(
-            prefix, prompt_embeds, self.tuned.unet, tune.grad_steps, tune.gradient_checkpointing
-        )
+        latents = self.sampler.finish(prefix, prompt_embeds, self.tuned.unet, tune.grad_steps, tune.gradient_checkpointing)
         total, rewards = self.mix(self.sampler.decode(latents), batch.text_features)
         broken = [name for name, values in rewards.items() if not torch.isfinite(values).all()]
         if broken:

@@ -26,8 +26,7 @@ def test_columns_are_the_judges_scores_of_the_eight_bit_images(config, root, goo
 def test_the_batch_size_changes_nothing(config, root, good):
     rows = plan(config, root)
     one, all_at_once = (
-        score(good, rows, config.evaluate.model_copy(update={"batch_size": size}), Brightness, "cpu")
-        for size in (1, 99)
+        score(good, rows, config.evaluate.model_copy(update={"batch_size": size}), Brightness, "cpu") for size in (1, 99)
     )
     for judge in (*config.evaluate.judges, "diversity"):
         assert one[judge].to_list() == pytest.approx(all_at_once[judge].to_list(), abs=1e-6)

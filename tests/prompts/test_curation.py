@@ -14,9 +14,7 @@ from textcraftor.prompts.duplicates import near_duplicates
 REPOSITORY = Path(__file__).parents[2]
 REAL = Path(os.environ.get("TEXTCRAFTOR_TEST_DATA", REPOSITORY.parent / "shared/data"))
 NAMES = ["cat", "dog", "boat", "tower", "cup", "rose", "king", "logo", "pizza", "train"]
-PROMPTS = [
-    f"a {size} {name} in {place}" for name in NAMES for size in ("big", "old") for place in ("rain", "snow", "fog")
-]
+PROMPTS = [f"a {size} {name} in {place}" for name in NAMES for size in ("big", "old") for place in ("rain", "snow", "fog")]
 
 
 def file(path: str, **more: Any) -> FileSource:

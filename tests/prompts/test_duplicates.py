@@ -21,8 +21,7 @@ def by_comparing_all(prompts: list[str], threshold: float) -> set[tuple[int, int
         (row, earlier)
         for row in range(len(sets))
         for earlier in range(row)
-        if sets[row] | sets[earlier]
-        and len(sets[row] & sets[earlier]) / len(sets[row] | sets[earlier]) >= threshold - 1e-12
+        if sets[row] | sets[earlier] and len(sets[row] & sets[earlier]) / len(sets[row] | sets[earlier]) >= threshold - 1e-12
     }
 
 

@@ -35,9 +35,7 @@ def save_tokenizer(folder: Path) -> None:
     special = {"bos_token": "<start>", "eos_token": "<end>", "pad_token": "<pad>", "unk_token": "<unk>"}
     words = Tokenizer(WordLevel({word: index for index, word in enumerate(WORDS)}, special["unk_token"]))
     words.pre_tokenizer = Whitespace()
-    words.post_processor = TemplateProcessing(
-        single="<start> $A <end>", special_tokens=[("<start>", END - 1), ("<end>", END)]
-    )
+    words.post_processor = TemplateProcessing(single="<start> $A <end>", special_tokens=[("<start>", END - 1), ("<end>", END)])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=CONTEXT, **special)
     tokenizer.save_pretrained(folder)
 

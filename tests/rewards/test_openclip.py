@@ -116,9 +116,7 @@ def test_a_published_tag_brings_its_own_activation_and_preprocessing(architectur
     save_file(model.state_dict(), tmp_path / "published.safetensors")
     published = {"quick_gelu": True, "mean": (0.1, 0.2, 0.3), "std": (0.5, 0.5, 0.5), "resize_mode": "squash"}
     monkeypatch.setitem(open_clip.pretrained._PRETRAINED, architecture, {"mine": published})
-    monkeypatch.setattr(
-        "textcraftor.rewards.openclip.download_pretrained", lambda _: str(tmp_path / "published.safetensors")
-    )
+    monkeypatch.setattr("textcraftor.rewards.openclip.download_pretrained", lambda _: str(tmp_path / "published.safetensors"))
     reward = load_reward("clip", RewardConfig(kind="clip", path=f"{architecture}:mine"))
     images = torch.rand(2, 3, 16, 16)
     with torch.no_grad():

@@ -16,9 +16,7 @@ from textcraftor.prompts import curate, noise_seed, prompt_id
 REPOSITORY = Path(__file__).parents[2]
 CURATED = Path("data/prompts/curated")
 LONG = "a very detailed painting of a castle on a hill at night with many stars above it and a lake"
-PROMPTS = [
-    f"a {size} cat in {place} number {i}" for size in ("big", "old") for place in ("rain", "snow") for i in range(10)
-]
+PROMPTS = [f"a {size} cat in {place} number {i}" for size in ("big", "old") for place in ("rain", "snow") for i in range(10)]
 
 
 def config(**prompts: Any) -> Config:
@@ -153,9 +151,7 @@ def test_repeated_rows_are_told_with_examples(root: Path) -> None:
 
 
 def test_tables_of_the_wrong_structure(root: Path) -> None:
-    edit(
-        root, "train", lambda table: table.drop("source").with_columns(pl.col("seed").cast(pl.String), prompt=pl.lit(3))
-    )
+    edit(root, "train", lambda table: table.drop("source").with_columns(pl.col("seed").cast(pl.String), prompt=pl.lit(3)))
     edit(root, "heldout", lambda table: table.head(1).with_columns(prompt=pl.lit(None, pl.String)))
     assert broken(root).keys() >= {
         "train: every column is there",

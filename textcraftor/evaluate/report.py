@@ -168,9 +168,7 @@ def _histograms(evaluation: Evaluation) -> list[dict[str, Any]]:
         reach = max(float(np.abs(deltas).max()), TIE)
         counts, _ = np.histogram(deltas, bins=BINS, range=(-reach, reach))
         better, worse = int((deltas > TIE).sum()), int((deltas < -TIE).sum())
-        bars = [
-            {"height": count / counts.max(), "side": np.sign(i - BINS // 2)} for i, count in enumerate(counts.tolist())
-        ]
+        bars = [{"height": count / counts.max(), "side": np.sign(i - BINS // 2)} for i, count in enumerate(counts.tolist())]
         drawn.append(
             {
                 "name": name,

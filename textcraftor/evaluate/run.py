@@ -126,9 +126,7 @@ def _comparable(config: Config) -> dict[str, Any]:
 def _proof(config: Config, model: Candidate, root: Path) -> dict[str, Any]:
     """The proof of a table of scores; weights that are no local path are named by the configuration alone."""
     paths = {"prompts": root / CURATED / "heldout.parquet", "base": Path(config.base.path)}
-    paths |= {
-        f"judge {name}": Path(config.rewards[name].path) for name in _comparable(config)["judges"] if name != ORACLE
-    }
+    paths |= {f"judge {name}": Path(config.rewards[name].path) for name in _comparable(config)["judges"] if name != ORACLE}
     paths |= {part: path for part in ("text_encoder", "unet") if (path := getattr(model, part))}
     present = {name: path for name, path in paths.items() if path != Path() and path.exists()}
     return proof({**_comparable(config), "evaluate": config.evaluate}, present, config.evaluate.seed)

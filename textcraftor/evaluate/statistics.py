@@ -107,9 +107,7 @@ def _require_pairs(scores: pl.DataFrame, base: pl.DataFrame) -> None:
                 f"Candidate and base were not drawn from the same prompts and noise: the {side} lacks "
                 f"{missing.height} images, the first for prompt {missing['prompt'][0]!r}. Evaluate both again"
             )
-    repeated = [
-        side for side, table in (("candidate", scores), ("base", base)) if table.select(keys).is_duplicated().any()
-    ]
+    repeated = [side for side, table in (("candidate", scores), ("base", base)) if table.select(keys).is_duplicated().any()]
     if scores["prompt_id"].n_unique() < 2:
         raise PromptError("A comparison needs at least 2 prompts: one alone says nothing about chance")
     if repeated:

@@ -162,10 +162,7 @@ def _per_category(rows: pl.DataFrame) -> dict[str, int]:
 
 def _told(drops: Mapping[str, Mapping[str, int]]) -> str:
     totals = {reason: sum(counts.values()) for reason, counts in drops.items()}
-    return (
-        ", ".join(f"{reason} {total}" for reason, total in totals.items() if total)
-        or "nothing, the sources hold no rows"
-    )
+    return ", ".join(f"{reason} {total}" for reason, total in totals.items() if total) or "nothing, the sources hold no rows"
 
 
 def _summary(

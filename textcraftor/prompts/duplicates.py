@@ -27,9 +27,7 @@ def near_duplicates(prompts: pl.Series, threshold: float) -> pl.DataFrame:
     shingles = _shingles(prompts)
     common = pl.len().over("shingle")
     size = pl.len().over("row")
-    ordered = shingles.with_columns(common.alias("common"), size.cast(pl.Int64).alias("size")).sort(
-        "row", "common", "shingle"
-    )
+    ordered = shingles.with_columns(common.alias("common"), size.cast(pl.Int64).alias("size")).sort("row", "common", "shingle")
     # The tolerance keeps 0.9 * 10 from needing ten shingles of ten.
     needed = (pl.col("size") * threshold - 1e-9).ceil().cast(pl.Int64)
     position = pl.int_range(pl.len()).over("row")
@@ -63,9 +61,7 @@ def _candidates(prefixes: pl.DataFrame, threshold: float) -> Iterator[pl.DataFra
             pl.col("row") > pl.col("row_earlier"),
             pl.min_horizontal("size", "size_earlier") >= pl.max_horizontal("size", "size_earlier") * threshold - 1e-9,
         )
-        yield pairs.select("row", pl.col("row_earlier").alias("earlier"), "size", "size_earlier").unique(
-            ["row", "earlier"]
-        )
+        yield pairs.select("row", pl.col("row_earlier").alias("earlier"), "size", "size_earlier").unique(["row", "earlier"])
 
 
 def _verified(pairs: pl.DataFrame, shingles: pl.DataFrame, threshold: float) -> pl.DataFrame:
@@ -77,6 +73,4 @@ def _verified(pairs: pl.DataFrame, shingles: pl.DataFrame, threshold: float) -> 
         .agg(pl.len().cast(pl.Int64).alias("shared"))
     )
     similarity = pl.col("shared") / (pl.col("size") + pl.col("size_earlier") - pl.col("shared"))
-    return shared.select("row", "earlier", similarity.alias("similarity")).filter(
-        pl.col("similarity") >= threshold - 1e-9
-    )
+    return shared.select("row", "earlier", similarity.alias("similarity")).filter(pl.col("similarity") >= threshold - 1e-9)

@@ -48,9 +48,7 @@ def read_file(path: Path, column: str = DEFAULT_COLUMN) -> Rows:
         )
     if not path.is_file():
         what = "is a folder, not a file" if path.is_dir() else "does not exist"
-        raise PromptError(
-            f"{path} {what}. Correct the path of this prompt source; a relative one starts at the project's root"
-        )
+        raise PromptError(f"{path} {what}. Correct the path of this prompt source; a relative one starts at the project's root")
     try:
         if path.suffix.lower() != ".parquet":
             _require_text(path)
@@ -151,8 +149,7 @@ def _find_column(path: Path, wanted: str, names: list[str]) -> str:
             return candidate if candidate in matches else matches[0]
     sought = " or ".join(map(repr, dict.fromkeys(candidates)))
     raise PromptError(
-        f"{path} has no column {sought}. It has: {', '.join(names) or 'none'}. "
-        "Name the one that holds the prompt with `column`"
+        f"{path} has no column {sought}. It has: {', '.join(names) or 'none'}. Name the one that holds the prompt with `column`"
     )
 
 

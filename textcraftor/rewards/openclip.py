@@ -155,6 +155,4 @@ def _preprocess_of(model: Any, dtype: torch.dtype) -> Preprocess:
         size = height
     if settings["resize_mode"] == "longest":
         raise ModelError("The image tower pads its input (resize_mode: longest); known: shortest, squash")
-    return Preprocess(
-        size, settings["mean"], settings["std"], settings["interpolation"], settings["resize_mode"], dtype
-    )
+    return Preprocess(size, settings["mean"], settings["std"], settings["interpolation"], settings["resize_mode"], dtype)

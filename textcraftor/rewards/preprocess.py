@@ -45,9 +45,7 @@ class Preprocess(nn.Module):
         Raises RewardError when `images` is no such batch.
         """
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-            raise RewardError(
-                f"Images must be (B, 3, H, W) float in [0, 1], got {tuple(images.shape)} of {images.dtype}"
-            )
+            raise RewardError(f"Images must be (B, 3, H, W) float in [0, 1], got {tuple(images.shape)} of {images.dtype}")
         target = [self.size] if self.resize_mode == "shortest" else [self.size, self.size]
         precise = images.to(torch.promote_types(images.dtype, torch.float32))
         pixels: Tensor = TF.resize(precise, target, self.interpolation, antialias=True)
