@@ -79,3 +79,10 @@ def test_a_bad_prompt_file_is_one_line(
     status, _, err = run(monkeypatch, capsys, "curate")
     assert status == 2 and "mine.txt" in err and message in err and err.count("\n") == 1
     assert not (workspace / "data").exists()
+
+
+def test_tiny_build_makes_nothing_where_all_is_there(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, out, _ = run(monkeypatch, capsys, "tiny-build", "--out", str(ROOT / "data/tiny"), "--work", "scratch")
+    assert status == 0 and "nothing" in out

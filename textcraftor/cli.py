@@ -139,9 +139,9 @@ def tiny_build(
     device: Device = "auto",
 ) -> None:
     """Train the embedded base model and its rewards from scratch (about an hour on two cores)."""
-    from textcraftor.tiny.recipe import build
+    from textcraftor.tiny.recipe.build import build
 
-    build(out, work, seed=seed, device=device)
+    typer.echo(f"made: {', '.join(build(out, work, seed=seed, device=device)) or 'nothing, all is there'}")
 
 
 def _plugin(group: str, name: str) -> Callable[..., Any]:
