@@ -53,6 +53,8 @@ def choose_ports(environment: Mapping[str, str]) -> Ports:
         "prefect": environment.get("PREFECT_PORT") or environment.get("PORT"),
         "mlflow": environment.get("MLFLOW_PORT"),
     }
+    if fixed["prefect"] and fixed["prefect"] == fixed["mlflow"]:
+        raise ServersError(f"Port {fixed['mlflow']} cannot be used for both servers. Give two, or none for free ones")
     with contextlib.ExitStack() as held:  # all at once, so that they differ
         return Ports(**{name: _claim(name, wanted, held) for name, wanted in sorted(fixed.items(), key=lambda f: not f[1])})
 
