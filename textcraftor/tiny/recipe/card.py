@@ -46,6 +46,9 @@ the text encoder is to mend. Rewards learned by contrast with twins that differ 
 from the noisy choices of two groups of synthetic annotators (`pickscore`: group P, `hpsv2`: group H), `aesthetic` from
 noisy scores for gloss, contrast and composition, whatever the prompt.
 
+The weights that ship were trained while the recipe was being finished; the numbering of the vocabulary was made
+deterministic in between. A rebuild gives their like, not their bytes.
+
 ## Figures
 Measured by the recipe's last step on prompts and scenes that no step saw: {count} prompts, 60 % rich, judged by the oracle
 (`textcraftor/tiny/oracle.py`), which reads pixels and learns nothing. Guessing another scene's picture would hold {chance:.3f}.
