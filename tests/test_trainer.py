@@ -1,17 +1,22 @@
 """The loop: it raises the reward, resumes to the same bytes, accumulates rightly and stops on what is not finite."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from textcraftor.checkpoint import Progress
 from textcraftor.config import TuneConfig
 from textcraftor.errors import TrainingError
 from textcraftor.models import Base, TunedModel
+from textcraftor.objective import Objective
+from textcraftor.preemption import Notice
 from textcraftor.rewards import RewardMix
 from textcraftor.sampler import Sampler
-from textcraftor.trainer import Trainer, TrainSet
+from textcraftor.trainer import Trainer
+from textcraftor.trainset import TrainSet
 
 from .conftest import CHAIN, Redness
 
@@ -24,13 +29,30 @@ def new_trainer(base: Base, tune: TuneConfig = SETTINGS, reward: Redness | None 
     reward = reward or Redness()
     train_set = TrainSet(PROMPTS, sampler.prefix(PROMPTS, range(len(PROMPTS))), {"redness": reward.text_features(PROMPTS)})
     encoder = copy.deepcopy(base.text_encoder).requires_grad_(True)
-    return Trainer(
-        base, sampler, RewardMix({"redness": reward}, {"redness": 10.0}), train_set, tune, TunedModel(encoder), encoder
-    )
+    objective = Objective(base, sampler, RewardMix({"redness": reward}, {"redness": 10.0}), tune)
+    return Trainer(objective, train_set, TunedModel(encoder), encoder)
 
 
 def watched(trainer: Trainer) -> tuple[list[str], torch.Tensor]:
     return PROMPTS[:2], trainer.train_set.latents[:2]
+
+
+def interrupted(trainer: Trainer, happens: Callable[[int], None]) -> Trainer:
+    """The trainer, with something happening at the beginning of each micro batch, which is told its step index."""
+
+    class Interrupted(Objective):
+        def backward(self, batch: TrainSet, tuned: TunedModel, step: int, share: float = 1.0) -> dict[str, float]:
+            happens(step)
+            return super().backward(batch, tuned, step, share)
+
+    trainer.objective = Interrupted(**vars(trainer.objective))
+    return trainer
+
+
+def gradient(trainer: Trainer) -> torch.Tensor:
+    """What one step's micro batches add up to, flat."""
+    trainer._attempt(Progress(), Notice())
+    return torch.cat([p.grad.flatten() for p in trainer.module.parameters() if p.grad is not None])
 
 
 def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -53,16 +75,11 @@ def test_a_resumed_run_ends_in_the_same_bytes(base: Base, tmp_path: Path) -> Non
     class Killed(Exception):
         pass
 
-    broken = new_trainer(base)
-    loss, calls = broken.loss, []
-
-    def dies_in_step_four(batch: TrainSet) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        calls.append(batch)
-        if len(calls) == 4:
+    def dies_in_step_four(step: int) -> None:
+        if step == 3:
             raise Killed
-        return loss(batch)
 
-    broken.loss = dies_in_step_four  # type: ignore[method-assign]
+    broken = interrupted(new_trainer(base), dies_in_step_four)
     with pytest.raises(Killed):
         broken.fit(tmp_path / "broken", "key", watched(broken))
     resumed = new_trainer(base)
@@ -84,9 +101,7 @@ def test_accumulation_is_a_larger_batch(base: Base) -> None:
     """Batch 1 x accumulation 8 gives the gradient of 8 x 1."""
     large = new_trainer(base, SETTINGS.model_copy(update={"batch_size": 8}))
     small = new_trainer(base, SETTINGS.model_copy(update={"batch_size": 1, "accumulation": 8}))
-    records = [trainer._accumulate_gradient(0) for trainer in (large, small)]
-    assert records[0] == pytest.approx(records[1], rel=1e-5)
-    gradients = [torch.cat([p.grad.flatten() for p in t.module.parameters()]) for t in (large, small)]
+    gradients = [gradient(trainer) for trainer in (large, small)]
     assert (gradients[0] - gradients[1]).norm() <= 1e-5 * gradients[0].norm()
 
 

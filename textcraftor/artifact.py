@@ -37,6 +37,12 @@ def written_aside(path: Path) -> Iterator[Path]:
         _sync(path.parent)
 
 
+def clear_aside(path: Path) -> None:
+    """Remove what a killed `written_aside(path)` left. Only for paths that no other process is writing."""
+    for left in path.parent.glob(f".{path.name}.*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
 def write_json(path: Path, data: Any) -> None:
     """Write JSON atomically, in a stable order, with a final newline."""
     with written_aside(path) as aside:

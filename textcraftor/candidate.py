@@ -9,7 +9,8 @@ from pathlib import Path
 from textcraftor.artifact import digest
 from textcraftor.errors import ModelError, unknown
 
-PARTS = ("text_encoder", "text_encoder_2", "unet")
+ENCODER_PARTS = ("text_encoder", "text_encoder_2", "negative_embedding")
+PARTS = (*ENCODER_PARTS, "unet")
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Candidate:
     text_encoder: Path | None = None
     unet: Path | None = None
     text_encoder_2: Path | None = None  # SDXL's second
+    negative_embedding: Path | None = None
 
     @property
     def parts(self) -> dict[str, Path]:
@@ -55,9 +57,9 @@ class Candidate:
 
 
 def _encoders(folder: Path) -> dict[str, Path | None]:
-    """The tuned text encoders in a folder: at least one of the two."""
-    second = _weights(folder / "text_encoder_2", optional=True)
-    return {"text_encoder": _weights(folder / "text_encoder", optional=second is not None), "text_encoder_2": second}
+    """What conditions the UNet, of a folder: the tuned text encoders and negative embedding, at least one of them."""
+    found = {part: _weights(folder / part, optional=True) for part in ENCODER_PARTS}
+    return found if any(found.values()) else {"text_encoder": _weights(folder / "text_encoder")}
 
 
 def _weights(folder: Path, optional: bool = False) -> Path | None:

@@ -160,12 +160,12 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        sys.exit(_say(str(error)))
+        _say(str(error))
+        sys.exit(error.exit_status)
 
 
-def _say(message: str) -> int:
+def _say(message: str) -> None:
     typer.echo(f"textcraftor: {' '.join(message.split())}", err=True)
-    return 2
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
     ├── PromptError           a prompt source is missing, empty or unreadable
     ├── ModelError            weights are missing, truncated or do not fit
     ├── RewardError           a reward is unknown, mis-weighted or got inputs it cannot score
-    └── TrainingError         a run cannot go on (non-finite loss, foreign checkpoint)
+    ├── TrainingError         a run cannot go on (non-finite loss, no memory, full disk)
+    └── Preempted             a run made way after SIGTERM, its checkpoint written: exit status 75, run it again
 
 Every message says what was wrong, what was got, what is allowed and what to do next. Anything
 that is not a `UserError` is a bug and keeps its traceback.
@@ -16,7 +17,9 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A fault of the input, not of the code. The CLI prints the one line and exits 2."""
+    """A fault of the input, not of the code. The CLI prints the one line and exits with this status."""
+
+    exit_status = 2
 
 
 class ConfigError(UserError):
@@ -36,7 +39,13 @@ class RewardError(UserError):
 
 
 class TrainingError(UserError):
-    """A run cannot go on: the loss is not finite, or a checkpoint belongs to another run."""
+    """A run cannot go on: the loss is not finite, memory or disk does not suffice."""
+
+
+class Preempted(UserError):
+    """A run made way after SIGTERM, its checkpoint written. 75 is EX_TEMPFAIL of sysexits.h: run it again, it resumes."""
+
+    exit_status = 75
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:

@@ -22,6 +22,7 @@ from textcraftor.conditioning import Conditioning
 from textcraftor.config import BaseConfig
 from textcraftor.errors import ConfigError, ModelError, unknown
 from textcraftor.loading import ENCODERS, assemble, load_master, load_module, load_pipeline, refuse
+from textcraftor.negative import NegativeEmbedding
 
 # Loading prints bars and hints meant for notebooks; our own messages say what matters.
 for _library_logging in (diffusers_logging, transformers_logging):
@@ -37,6 +38,7 @@ class TunedModel:
     text_encoder: nn.Module | None = None
     unet: nn.Module | None = None
     text_encoder_2: nn.Module | None = None  # SDXL's OpenCLIP bigG
+    negative_embedding: NegativeEmbedding | None = None  # in place of the empty prompt's
 
     @property
     def encoders(self) -> dict[str, nn.Module]:
@@ -78,23 +80,29 @@ class Base:
     def conditioning(self, prompts: Sequence[str], tuned: TunedModel | None = None) -> Conditioning:
         """Embed B prompts, and the empty one, by the pipeline's own `encode_prompt`; both halves of guidance.
 
-        tuned: None is the frozen base. Its text encoders take the base's place, and the gradient to them is kept.
+        tuned: None is the frozen base. Its text encoders and negative embedding take the base's place, and the
+        gradient to them is kept.
         Prompts beyond the tokenizer's limit are truncated. SDXL's empty prompt is zeros where the base says so.
         """
-        pipe = self._with(tuned.encoders if tuned else {})
-        size = len(prompts)
+        conditioning = self._encode(list(prompts), tuned.encoders if tuned else {})
+        if tuned and tuned.negative_embedding:
+            conditioning = tuned.negative_embedding.replace(conditioning)
+        return conditioning.to(self.dtype)
+
+    def _encode(self, prompts: list[str], encoders: dict[str, nn.Module]) -> Conditioning:
+        pipe = self._with(encoders)
         if "text_encoder_2" not in self.encoders:
-            positive, _ = pipe.encode_prompt(list(prompts), self.device, 1, False)
+            positive, _ = pipe.encode_prompt(prompts, self.device, 1, False)
             negative, _ = pipe.encode_prompt([""], self.device, 1, False)
-            return Conditioning(torch.cat([negative.expand_as(positive), positive])).to(self.dtype)
-        positive, _, pooled, _ = pipe.encode_prompt(list(prompts), None, self.device, 1, False)
+            return Conditioning(torch.cat([negative.expand_as(positive), positive]))
+        positive, _, pooled, _ = pipe.encode_prompt(prompts, None, self.device, 1, False)
         # Asked for guidance, the pipeline decides what the empty prompt is: zeros, or the embedding of "".
         _, negative, _, negative_pooled = pipe.encode_prompt([""], None, self.device, 1, True)
         return Conditioning(
             torch.cat([negative.expand_as(positive), positive]),
             torch.cat([negative_pooled.expand_as(pooled), pooled]),
-            self._time_ids(2 * size),
-        ).to(self.dtype)
+            self._time_ids(2 * len(prompts)),
+        )
 
     def vae_input(self, latents: Tensor) -> Tensor:
         """Latents as the VAE decodes them: unscaled, and in its precision."""
@@ -150,6 +158,9 @@ def load_candidate(candidate: Candidate, base: Base) -> TunedModel | None:
         return None
     modules = {}
     for name, folder in candidate.parts.items():
+        if name == "negative_embedding":
+            modules[name] = NegativeEmbedding.from_pretrained(folder).requires_grad_(False).to(base.device)
+            continue
         frozen = getattr(base.pipe, name, None)
         if frozen is None:
             raise ModelError(f"Candidate {candidate.name} has a {name}, and base {base.config.path} has none")

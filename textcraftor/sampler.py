@@ -100,13 +100,27 @@ class Sampler:
         What the UNet predicts may be the noise or, as in SD 2.x, the velocity: the solver knows.
         """
         for place in self.solver.evaluations(step_index):
-            pair = self.solver.scale(torch.cat([latents, latents]), place).to(self.base.dtype)
-            with self.base.autocast(unet):
-                predicted = unet(pair, self.solver.timesteps[place], **conditioning.unet_inputs).sample
-            uncond, cond = predicted.to(latents.dtype).chunk(2)
-            noise_pred = uncond + self.guidance_scale * (cond - uncond)
+            noise_pred = self.guided(latents, conditioning, place, unet)
             latents, memory = self.solver.step(noise_pred, place, latents, memory)
         return latents, memory
+
+    def guided(self, latents: Tensor, conditioning: Conditioning, place: int, unet: nn.Module) -> Tensor:
+        """What the UNet predicts at a place of the solver's timesteps, guided: (B, C, h, w)."""
+        pair = self.solver.scale(torch.cat([latents, latents]), place).to(self.base.dtype)
+        with self.base.autocast(unet):
+            predicted = unet(pair, self.solver.timesteps[place], **conditioning.unet_inputs).sample
+        uncond, cond = predicted.to(latents.dtype).chunk(2)
+        return uncond + self.guidance_scale * (cond - uncond)
+
+    def predict(self, prefix: Tensor, conditioning: Conditioning, at: int, unet: nn.Module | None = None) -> Tensor:
+        """z_0 as predicted at step index `at`, (B, C, h, w); gradient through that one step (ReFL, `one_step`)."""
+        latents, memory = self.solver.unpack(prefix.to(self.base.device, self.latents_dtype), self.switch_step)
+        unet = unet or self.base.pipe.unet
+        with torch.no_grad():
+            for step_index in range(self.switch_step, at):
+                latents, memory = self._step(latents, memory, conditioning, step_index, unet)
+        place = self.solver.evaluations(at)[0]
+        return self.solver.predicted_original(self.guided(latents, conditioning, place, unet), place, latents)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1]; differentiable, clamped like the pipeline's own post-processing."""

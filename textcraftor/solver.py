@@ -90,6 +90,19 @@ class Solver:
             return after, (*scheduler.ets[-self._depth :], *([latents] if place == 0 else []))
         return scheduler.step(noise_pred, timestep, latents).prev_sample, ()
 
+    def predicted_original(self, noise_pred: Tensor, place: int, latents: Tensor) -> Tensor:
+        """z_0 as the prediction at this place has it, (B, C, h, w). Differentiable."""
+        scheduler, timestep = self._at(place), self._scheduler.timesteps[place]
+        if self.name == "dpmsolver":  # dpmsolver++ works on this prediction
+            return scheduler.convert_model_output(noise_pred, sample=latents)
+        if self.name == "pndm":
+            signal = self._scheduler.alphas_cumprod[timestep]
+            level, noise = signal.sqrt().item(), (1 - signal).sqrt().item()
+            if scheduler.config.prediction_type == "v_prediction":
+                return level * latents - noise * noise_pred
+            return (latents - noise * noise_pred) / level
+        return scheduler.step(noise_pred, timestep, latents).pred_original_sample
+
     def pack(self, latents: Tensor, memory: Memory) -> Tensor:
         """Latents and memory as one tensor, (B, (1 + len(memory)) * C, h, w): what a cached prefix is made of."""
         return torch.cat([latents, *memory], dim=1) if memory else latents

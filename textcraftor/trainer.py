@@ -1,151 +1,223 @@
-"""Prompt-based fine-tuning (paper section 3.2.2, algorithm 1): the gradient of rewards, through the last
-denoising steps, into the text encoder (or, in a second stage, into the UNet on the frozen tuned encoder).
+"""Prompt-based fine-tuning (paper section 3.2.2, algorithm 1): the gradient of rewards, through denoising steps, into
+what is tuned (text encoder, negative embedding, or in a second stage the UNet on the frozen tuned encoder).
 
-Loss = -sum weight * reward; the sign is turned here, once. Where we differ from the published code:
+The loop and its guard rails; loss and gradient are `objective.py`. Where we differ from the published code:
 docs/decisions/published-code.md.
 """
 
+import gc
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import Progress
-from torch import Tensor
+from rich.progress import Progress as Bar
+from torch import Tensor, nn
 
-from textcraftor import pictures
+from textcraftor import parallel, pictures
 from textcraftor.artifact import written_aside
-from textcraftor.checkpoint import Checkpoint
+from textcraftor.average import MovingAverage
+from textcraftor.checkpoint import Checkpoint, Progress
 from textcraftor.config import TuneConfig
-from textcraftor.errors import TrainingError
-from textcraftor.models import Base, TunedModel
-from textcraftor.rewards import RewardMix
-from textcraftor.sampler import Sampler
+from textcraftor.errors import Preempted, TrainingError
+from textcraftor.memory import is_out_of_memory
+from textcraftor.models import TunedModel
+from textcraftor.negative import NegativeEmbedding
+from textcraftor.objective import Objective
+from textcraftor.preemption import Notice, watching
+from textcraftor.trainset import TrainSet
 
-
-@dataclass(frozen=True)
-class TrainSet:
-    """The train prompts with what `prepare` computed for them; row i of each belongs to prompt i."""
-
-    prompts: Sequence[str]
-    latents: Tensor  # (N, C', h, w), prefixes at the training switch: see `Sampler.prefix_shape`
-    text_features: Mapping[str, Tensor]  # reward -> (N, D)
-
-    def batch(self, position: int, size: int, seed: int, device: torch.device) -> "TrainSet":
-        """Rows `position` .. `position + size` of an endless stream, each epoch in an order of its own.
-
-        A function of the seed and the position alone: a resumed run goes on where it was.
-        """
-        places = np.arange(position, position + size)
-        rows = [int(self._order(seed, int(p) // len(self.prompts))[p % len(self.prompts)]) for p in places]
-        features = {name: values[rows].to(device) for name, values in self.text_features.items()}
-        return TrainSet([self.prompts[row] for row in rows], self.latents[rows].to(device), features)
-
-    def _order(self, seed: int, epoch: int) -> NDArray[np.int64]:
-        return np.random.default_rng([seed, epoch]).permutation(len(self.prompts))
+FINE, ASKED_TO_STOP, OUT_OF_MEMORY, BROKEN = range(4)  # how a step went; of several processes, the worst counts
 
 
 @dataclass
 class Trainer:
-    """One module being tuned: the loop, its guard rails and its record."""
+    """One run of tuning: the loop, its guard rails and its record."""
 
-    base: Base
-    sampler: Sampler
-    mix: RewardMix
+    objective: Objective
     train_set: TrainSet
-    tune: TuneConfig
     tuned: TunedModel
-    module: Any  # the one of `tuned` that receives gradient: a transformers or diffusers model
+    module: nn.Module  # of `tuned`, what holds every parameter that is trained
+    negative_learning_rate: float = 5e-3  # a negative embedding among them has a rate of its own
+
+    @property
+    def tune(self) -> TuneConfig:
+        """The settings, which the objective shares."""
+        return self.objective.tune
 
     def fit(self, folder: Path, key: str, watched: tuple[Sequence[str], Tensor]) -> list[dict[str, Any]]:
         """Run or resume to the last step; returns the history. State and grids are kept in `folder`.
 
-        Raises TrainingError before the optimiser moves when a loss or gradient is not finite.
+        The module ends with the weights to keep: the moving average where there is one.
+        Raises TrainingError before the optimiser moves when a loss or gradient is not finite, or memory does not
+        suffice even for half the micro batch; Preempted after SIGTERM. A checkpoint is written before either.
         """
-        tune, console = self.tune, Console(stderr=True)
-        parameters = [p for p in self.module.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=tune.learning_rate, weight_decay=tune.weight_decay)
+        tune, console = self.tune, Console(stderr=True, quiet=parallel.rank() > 0)
+        optimizer = torch.optim.AdamW(self._groups(), lr=tune.learning_rate, weight_decay=tune.weight_decay)
+        rates = [group["lr"] for group in optimizer.param_groups]
+        average = MovingAverage(self.module, tune.ema_decay)
         checkpoint = Checkpoint(folder / "checkpoint.safetensors", key)
-        done, history = checkpoint.restore(self.module, optimizer)
-        self._announce(console, sum(p.numel() for p in parameters), done)
-        if done == 0:
+        progress = checkpoint.restore(self.module, optimizer, average.weights)
+        parallel.barrier()  # before one of them writes what the others still read
+        self._announce(console, progress)
+
+        def save() -> float:
+            if parallel.rank() == 0:
+                checkpoint.save(progress, self.module, optimizer, average.weights)
+            return time.monotonic()
+
+        if progress.done == 0:
             self._grid(folder, 0, watched)
-        with Progress(console=console, transient=True) as progress:
-            bar = progress.add_task("training", total=tune.steps, completed=done)
-            for step in range(done, tune.steps):
-                started = time.monotonic()
-                for group in optimizer.param_groups:
-                    group["lr"] = tune.learning_rate * min(1.0, (step + 1) / max(1, tune.warmup_steps))
-                optimizer.zero_grad(set_to_none=True)
-                record = self._accumulate_gradient(step)
-                grad_norm = torch.nn.utils.clip_grad_norm_(parameters, tune.max_grad_norm)
-                if not torch.isfinite(grad_norm):
-                    raise TrainingError(
-                        f"step {step}: the gradient is not finite. Lower train.learning_rate or weights; "
-                        f"the state after the last checkpoint is kept in {checkpoint.path}"
-                    )
+        with Bar(console=console, transient=True) as bar, watching() as notice:
+            task = bar.add_task("training", total=tune.steps, completed=progress.done)
+            saved = time.monotonic()
+            while progress.done < tune.steps:
+                started, step = time.monotonic(), progress.done
+                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate * rate_factor(tune, step)
+                try:
+                    record = self._gradient(optimizer, progress, notice, console)
+                except (TrainingError, Preempted):
+                    save()
+                    raise
                 optimizer.step()
-                history.append({"step": step + 1, **record, "grad_norm": float(grad_norm)})
-                if (step + 1) % max(1, tune.steps // 15) == 0:
-                    console.print(_line(history[-1], tune.steps, time.monotonic() - started), highlight=False)
-                if (step + 1) % tune.grid_every == 0 or step + 1 == tune.steps:
-                    self._grid(folder, step + 1, watched)
-                if (step + 1) % tune.checkpoint_every == 0 or step + 1 == tune.steps:
-                    checkpoint.save(step + 1, self.module, optimizer, history)
-                progress.advance(bar)
-        return history
+                progress.done += 1
+                average.update(progress.done)
+                progress.history.append({"step": progress.done, **record})
+                if progress.done % max(1, tune.steps // 15) == 0:
+                    console.print(_line(progress.history[-1], tune.steps, time.monotonic() - started), highlight=False)
+                last = progress.done == tune.steps
+                if last or progress.done % tune.grid_every == 0:
+                    with average.in_place():
+                        self._grid(folder, progress.done, watched)
+                overdue = tune.checkpoint_minutes is not None and time.monotonic() - saved > 60 * tune.checkpoint_minutes
+                if last or overdue or progress.done % tune.checkpoint_every == 0:
+                    saved = save()
+                bar.advance(task)
+        average.take_over()
+        parallel.barrier()
+        return progress.history
 
-    def _accumulate_gradient(self, step: int) -> dict[str, float]:
-        """The gradient of one optimiser step, summed over micro batches; returns loss and mean rewards."""
-        tune, totals = self.tune, dict[str, float]()
-        for micro in range(tune.accumulation):
-            position = (step * tune.accumulation + micro) * tune.batch_size
-            batch = self.train_set.batch(position, tune.batch_size, tune.seed, self.base.device)
-            loss, rewards = self.loss(batch)
-            (loss / tune.accumulation).backward()
-            for name, value in {"loss": loss.detach(), **rewards}.items():
-                totals[name] = totals.get(name, 0.0) + float(value) / tune.accumulation
-        return totals
+    def _gradient(
+        self, optimizer: torch.optim.Optimizer, progress: Progress, notice: Notice, console: Console
+    ) -> dict[str, float]:
+        """The clipped gradient of one optimiser step, over all processes; a step that lacks memory is tried once more
+        with half the micro batch and twice the accumulation."""
+        while True:
+            optimizer.zero_grad(set_to_none=True)
+            record, status, error = self._attempt(progress, notice)
+            worst = parallel.worst(status, self.objective.base.device)
+            if worst == FINE:
+                break
+            if worst == ASKED_TO_STOP:
+                raise Preempted(
+                    f"SIGTERM: stopped after step {progress.done}; the checkpoint is written. Run it again to resume"
+                )
+            if worst == BROKEN:
+                raise error or TrainingError("Another process stopped the run; its message says why")
+            self._halve(progress, console)
+        parallel.average([p.grad for p in self.module.parameters() if p.grad is not None])
+        record = parallel.average_of(record, self.objective.base.device)
+        norms = [torch.nn.utils.clip_grad_norm_(group["params"], self.tune.max_grad_norm) for group in optimizer.param_groups]
+        if not all(torch.isfinite(norm) for norm in norms):
+            raise TrainingError(self._what_broke(progress))
+        return {**record, "grad_norm": math.hypot(*map(float, norms))}
 
-    def loss(self, batch: TrainSet) -> tuple[Tensor, dict[str, Tensor]]:
-        """-(weighted sum of rewards), mean over the batch, with its graph; and each reward's mean without.
+    def _attempt(self, progress: Progress, notice: Notice) -> tuple[dict[str, float], int, Exception | None]:
+        """One step's gradient, summed over the micro batches of this process, and how it went."""
+        try:
+            totals = dict[str, float]()
+            accumulation = self.tune.accumulation * progress.split
+            for batch in self._batches(progress):
+                if notice.given:
+                    return {}, ASKED_TO_STOP, None
+                values = self.objective.backward(batch, self.tuned, progress.done, 1 / accumulation)
+                for name, value in values.items():
+                    totals[name] = totals.get(name, 0.0) + value / accumulation
+            return totals, FINE, None
+        except TrainingError as error:
+            return {}, BROKEN, error
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return {}, OUT_OF_MEMORY, None
 
-        Raises TrainingError naming the reward that is not finite.
-        """
-        conditioning, tune = self.base.conditioning(batch.prompts, self.tuned), self.tune
-        latents = self.sampler.finish(
-            batch.latents, conditioning, self.tuned.unet, tune.grad_steps, tune.gradient_checkpointing
-        )
-        total, rewards = self.mix(self.sampler.decode(latents), batch.text_features)
-        broken = [name for name, values in rewards.items() if not torch.isfinite(values).all()]
-        if broken:
+    def _batches(self, progress: Progress) -> list[TrainSet]:
+        """This process's micro batches of the step; those of all processes are one stretch of the stream."""
+        tune, size = self.tune, self.tune.batch_size // progress.split
+        rounds = tune.accumulation * progress.split
+        starts = [((progress.done * rounds + i) * parallel.processes() + parallel.rank()) * size for i in range(rounds)]
+        return [self.train_set.batch(start, size, tune.seed, self.objective.base.device) for start in starts]
+
+    def _halve(self, progress: Progress, console: Console) -> None:
+        size = self.tune.batch_size
+        if progress.split > 1 or size % 2:
             raise TrainingError(
-                f"Reward {', '.join(broken)} is not finite for a prompt among {batch.prompts[:3]}...; "
-                "nothing was updated. Lower the learning rate, or leave the reward out of the mix"
+                f"Step {progress.done}: no memory for a micro batch of {size // progress.split}. Lower train.batch_size and "
+                "raise train.accumulation by the same factor, set train.decode_size, or train.gradient_checkpointing: true"
             )
-        return -total.mean(), {name: values.detach().mean() for name, values in rewards.items()}
+        progress.split = 2
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        console.print(
+            f"step {progress.done}: out of memory. From here on micro batches of {size // 2} instead of {size}, "
+            f"{self.tune.accumulation * 2} instead of {self.tune.accumulation} a step: the same gradient, more slowly",
+            highlight=False,
+        )
+
+    def _what_broke(self, progress: Progress) -> str:
+        broken = sorted({name for batch in self._batches(progress) for name in self.objective.blame(batch, self.tuned)})
+        whose = f"of reward {', '.join(broken)}" if broken else "of the chain (every reward's own is finite)"
+        return (
+            f"Step {progress.done}: the gradient {whose} is not finite; nothing was updated, and the state before it is "
+            "kept. Lower train.learning_rate, train.grad_steps or that reward's weight"
+        )
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """AdamW's parameter groups, in the module's order: the negative embedding apart."""
+        negative = {id(p) for m in self.module.modules() if isinstance(m, NegativeEmbedding) for p in m.parameters()}
+        trained = [p for p in self.module.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trained if id(p) not in negative], "lr": self.tune.learning_rate},
+            {"params": [p for p in trained if id(p) in negative], "lr": self.negative_learning_rate},
+        ]
+        return [group for group in groups if group["params"]]
 
     def _grid(self, folder: Path, step: int, rows: tuple[Sequence[str], Tensor]) -> None:
+        if parallel.rank() > 0:
+            return
         prompts, prefix = rows
-        images = pictures.to_bytes(self.sampler.generate(prompts, [], self.tuned, prefix))
+        images = pictures.to_bytes(self.objective.sampler.generate(prompts, [], self.tuned, prefix))
         with written_aside(folder / "grids" / f"step_{step:06d}.png") as aside:
             pictures.save(pictures.side_by_side(prompts, {f"step {step}": list(map(pictures.picture, images))}), aside)
 
-    def _announce(self, console: Console, trainable: int, done: int) -> None:
+    def _announce(self, console: Console, progress: Progress) -> None:
         """The derived numbers, before the work starts."""
-        tune = self.tune
-        samples = tune.batch_size * tune.accumulation
+        tune, sampler, workers = self.tune, self.objective.sampler, parallel.processes()
+        trainable = sum(p.numel() for p in self.module.parameters() if p.requires_grad)
+        size, rounds = tune.batch_size // progress.split, tune.accumulation * progress.split
+        spread = f" x {workers} processes" if workers > 1 else ""
+        variant = "" if tune.gradient == "truncated" else f" ({tune.gradient})"
         console.print(
             f"{trainable:,} trainable parameters · {len(self.train_set.prompts):,} prompts · {tune.steps} steps of "
-            f"{tune.batch_size} x {tune.accumulation} = {samples} samples · gradient through {tune.grad_steps} of "
-            f"{self.sampler.num_inference_steps} denoising steps" + (f" · resumed after step {done}" if done else ""),
+            f"{size} x {rounds}{spread} = {size * rounds * workers} samples · gradient through {tune.grad_steps} of "
+            f"{sampler.num_inference_steps} denoising steps{variant}"
+            + (f" · resumed after step {progress.done}" if progress.done else ""),
             highlight=False,
         )
+
+
+def rate_factor(tune: TuneConfig, step: int) -> float:
+    """What the learning rate is multiplied by at step index `step`: warm-up from 0, then the decay to 0."""
+    warm = min(1.0, (step + 1) / max(1, tune.warmup_steps))
+    left = 1 - max(0, step - tune.warmup_steps) / max(1, tune.steps - tune.warmup_steps)
+    decay = {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}
+    return warm * decay[tune.decay]
 
 
 def _line(record: dict[str, Any], steps: int, seconds: float) -> str:

@@ -10,20 +10,25 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from textcraftor.artifact import base_identity, digest, identity, proof, write_json, written_aside
+from textcraftor import parallel
+from textcraftor.artifact import base_identity, clear_aside, digest, identity, proof, write_json, written_aside
 from textcraftor.candidate import Candidate
 from textcraftor.config import Config, TuneConfig
 from textcraftor.errors import ConfigError, ModelError, unknown
+from textcraftor.lora import add_lora, merged
 from textcraftor.models import Base, TunedModel, load_base, load_candidate
+from textcraftor.negative import NegativeEmbedding
+from textcraftor.objective import Objective
 from textcraftor.prepare import CURATED, LATENTS, heldout_rows, read_text_features, read_train_latents, train_rows
 from textcraftor.rewards import RewardMix, load_reward
 from textcraftor.sampler import Sampler
-from textcraftor.trainer import Trainer, TrainSet
+from textcraftor.trainer import Trainer
+from textcraftor.trainset import TrainSet
 
 WATCHED = 8  # prompts in a sample grid
 
@@ -34,12 +39,17 @@ def train_text_encoder(config: Config, mix: str, root: Path, device: torch.devic
     Raises ConfigError for an unknown mix or an encoder the base lacks, ModelError for missing or stale inputs,
     TrainingError when a loss is not finite.
     """
-    weights = _weights(config, mix)
+    weights, tune = _weights(config, mix), config.train
+    device = parallel.start(device)
     base = load_base(config.base, device)
-    encoders: dict[str, nn.Module] = {name: base.trainable(name) for name in sorted(set(config.train.encoders))}
-    trainer, inputs = _trainer(config, config.train, weights, root, base, TunedModel(**encoders), encoders)
-    record = _proof(config, config.train, weights, inputs)
-    return _run(trainer, record, config, root, root / "data/encoders" / mix, encoders)
+    parts: dict[str, Any] = {name: _trainable(base, name, tune) for name in sorted(set(tune.encoders))}
+    if tune.negative_embedding:
+        with torch.no_grad():
+            empty = base.conditioning([""]).prompt_embeds[:1]
+        parts["negative_embedding"] = NegativeEmbedding(empty).to(device)
+    trainer, inputs = _trainer(config, tune, weights, root, base, TunedModel(**parts), parts)
+    record = _proof(config, tune, weights, inputs)
+    return _run(trainer, record, config, root, root / "data/encoders" / mix, parts)
 
 
 def train_unet(config: Config, mix: str, root: Path, device: torch.device) -> Path:
@@ -48,15 +58,22 @@ def train_unet(config: Config, mix: str, root: Path, device: torch.device) -> Pa
     The same loss, the other module (paper section 3.3). Raises as `train_text_encoder` does.
     """
     weights = _weights(config, mix)
+    device = parallel.start(device)
     base = load_base(config.base, device)
     candidate = Candidate.find(mix, root)
     frozen = load_candidate(candidate, base)
     if frozen is None:
         raise ModelError("The UNet is tuned on a tuned text encoder, and the base has none. Train a mix first")
-    unet = {"unet": base.trainable("unet")}
+    unet = {"unet": _trainable(base, "unet", config.train_unet)}
     trainer, inputs = _trainer(config, config.train_unet, weights, root, base, replace(frozen, **unet), unet)
     record = _proof(config, config.train_unet, weights, {**inputs, **candidate.parts})
     return _run(trainer, record, config, root, root / "data/unets" / mix, unet)
+
+
+def _trainable(base: Base, name: str, tune: TuneConfig) -> nn.Module:
+    """A copy of the base's module with what is tuned of it: every weight, or a low-rank update."""
+    module = base.trainable(name)
+    return add_lora(module, tune) if tune.method == "lora" else module
 
 
 def _weights(config: Config, mix: str) -> dict[str, float]:
@@ -83,7 +100,8 @@ def _trainer(
         reward.drop_text_tower()
     sampler = Sampler(base, config.train_chain, config.train.switch_at)
     module = next(iter(modules.values())) if len(modules) == 1 else nn.ModuleDict(modules)
-    trainer = Trainer(base, sampler, RewardMix(rewards, weights), train_set, tune, tuned, module)
+    objective = Objective(base, sampler, RewardMix(rewards, weights), tune)
+    trainer = Trainer(objective, train_set, tuned, module, config.train.negative_learning_rate)
     return trainer, {"prompts": root / CURATED / "train.parquet", "latents": root / LATENTS / "train.safetensors"}
 
 
@@ -108,14 +126,21 @@ def _run(trainer: Trainer, record: dict[str, Any], config: Config, root: Path, o
     facts = ["+".join(parts), {name: value for name, value in record.items() if name != "code_revision"}]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     state = root / ".textcraftor/training" / key[:16]
-    history = trainer.fit(state, key, _watched(config, root, trainer.sampler))
-    with written_aside(out) as aside:
-        for part, module in parts.items():
-            cast(Any, module).save_pretrained(aside / part)
-        shutil.copytree(state / "grids", aside / "grids")
-        _write_history(aside / "history.csv", history)
-        write_json(aside / "proof.json", {**record, "weights": _digest(aside, parts)})
-    shutil.rmtree(state)
+    finished = state.with_name(f"{state.name}.finished")
+    if parallel.rank() == 0:
+        shutil.rmtree(finished, ignore_errors=True)
+        clear_aside(out)
+    history = trainer.fit(state, key, _watched(config, root, trainer.objective.sampler))
+    if parallel.rank() == 0:
+        with written_aside(out) as aside:
+            for part, module in parts.items():
+                merged(module, aside / "lora" / part).save_pretrained(aside / part)
+            shutil.copytree(state / "grids", aside / "grids", ignore=shutil.ignore_patterns(".*"))
+            _write_history(aside / "history.csv", history)
+            write_json(aside / "proof.json", {**record, "weights": _digest(aside, parts)})
+        # Out of the way in one step: a kill amid the deletion must not leave half a state to resume from.
+        shutil.rmtree(state.rename(finished))
+    parallel.barrier()
     return out
 
 

@@ -1,0 +1,138 @@
+"""The loss of a micro batch and its gradient, by the variants of which denoising steps carry it.
+
+Loss = -sum weight * reward; the sign is turned here, once. The backward pass is cut at two places, the prompt
+embeddings and z_0: the encoder runs once whatever lies behind it, images are decoded and scored in slices, and what
+is chosen (`batch_size`, `decode_size`, `gradient`) bounds the memory. A cut changes no gradient, not even its bits.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from textcraftor.conditioning import Conditioning
+from textcraftor.config import TuneConfig
+from textcraftor.errors import TrainingError
+from textcraftor.models import Base, TunedModel
+from textcraftor.rewards import RewardMix
+from textcraftor.sampler import Sampler
+from textcraftor.trainset import TrainSet
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised, and how its gradient travels back through the chain."""
+
+    base: Base
+    sampler: Sampler
+    mix: RewardMix
+    tune: TuneConfig
+
+    def backward(self, batch: TrainSet, tuned: TunedModel, step: int, share: float = 1.0) -> dict[str, float]:
+        """Add the gradient of `share` * loss, mean over the batch, to whatever of `tuned` is trained.
+
+        step: of training; what a variant draws depends on it and the seed alone, so that accumulation, a resumed run
+        and other processes draw the same.  Returns the loss and each reward's mean.
+        Raises TrainingError naming the reward that is not finite, before any gradient is added.
+        """
+        conditioning = self.base.conditioning(batch.prompts, tuned)
+        cut = conditioning.cut()
+        if self.tune.gradient == "stop_gradient":
+            values = self._streamed(cut, tuned, batch, step, share)
+        else:
+            latents = self._graph(cut, tuned, batch, step)
+            cotangent, values = self._score(latents, batch, share)
+            latents.backward(cotangent)
+        conditioning.backward(cut)
+        return values
+
+    def blame(self, batch: TrainSet, tuned: TunedModel) -> list[str]:
+        """The rewards whose gradient to the image is not finite, for a message; empty when it is the chain's."""
+        with torch.no_grad():
+            conditioning = self.base.conditioning(batch.prompts, tuned)
+            latents = self.sampler.finish(batch.latents, conditioning, tuned.unet)
+            images = self.sampler.decode(latents)
+        broken = []
+        for name, reward in self.mix.rewards.items():
+            leaf = images.detach().requires_grad_(True)
+            (gradient,) = torch.autograd.grad(reward.score(leaf, batch.text_features[name]).sum(), leaf)
+            if not torch.isfinite(gradient).all():
+                broken.append(name)
+        return broken
+
+    def _graph(self, conditioning: Conditioning, tuned: TunedModel, batch: TrainSet, step: int) -> Tensor:
+        """z_0, or the prediction of it, with the graph of the steps that carry gradient."""
+        tune, sampler = self.tune, self.sampler
+        if tune.gradient == "one_step":
+            at = sampler.num_inference_steps - tune.grad_steps + self._draw(step).integers(tune.grad_steps)
+            return sampler.predict(batch.latents, conditioning, int(at), tuned.unet)
+        grad_steps = tune.grad_steps
+        if tune.gradient == "random":
+            grad_steps = int(self._draw(step).integers(1, tune.grad_steps, endpoint=True))
+        return sampler.finish(batch.latents, conditioning, tuned.unet, grad_steps, tune.gradient_checkpointing)
+
+    def _streamed(
+        self, conditioning: Conditioning, tuned: TunedModel, batch: TrainSet, step: int, share: float
+    ) -> dict[str, float]:
+        """DRTune (arXiv 2405.00760): with the UNet's latent input detached, dL/dz travels back through the solver alone,
+        and each chosen step's UNet graph is built, used and freed on its own."""
+        sampler, solver, unet = self.sampler, self.sampler.solver, tuned.unet or self.base.pipe.unet
+        chosen = {place for at in self.chosen_steps(step) for place in solver.evaluations(at)}
+        state = solver.unpack(batch.latents.to(self.base.device, sampler.latents_dtype), sampler.switch_step)
+        passed = []
+        with torch.no_grad():
+            for step_index in range(sampler.switch_step, sampler.num_inference_steps):
+                for place in solver.evaluations(step_index):
+                    noise_pred = sampler.guided(state[0], conditioning, place, unet)
+                    passed.append((place, state, noise_pred))
+                    state = solver.step(noise_pred, place, *state)
+        last, values = self._score(state[0], batch, share)
+        cotangents = [last, *(torch.zeros_like(last) for _ in state[1])]
+        for place, (latents, memory), noise_pred in reversed(passed):
+            if place < min(chosen):
+                break
+            if place in chosen:
+                noise_pred = sampler.guided(latents, conditioning, place, unet)
+            leaves = [tensor.detach().requires_grad_(True) for tensor in (latents, *memory)]
+            after, remembered = solver.step(noise_pred, place, leaves[0], tuple(leaves[1:]))
+            outputs = [(t, g) for t, g in zip((after, *remembered), cotangents, strict=True) if t.requires_grad]
+            torch.autograd.backward([t for t, _ in outputs], [g for _, g in outputs])
+            cotangents = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
+        return values
+
+    def chosen_steps(self, step: int) -> set[int]:
+        """`stop_gradient`: K step indices spread evenly over the tuned part, the offset drawn for each step."""
+        first, tune = self.sampler.switch_step, self.tune
+        stride = (self.sampler.num_inference_steps - first) / tune.grad_steps
+        offset = self._draw(step).random()
+        return {first + int((k + offset) * stride) for k in range(tune.grad_steps)}
+
+    def _score(self, latents: Tensor, batch: TrainSet, share: float) -> tuple[Tensor, dict[str, float]]:
+        """(d(share * loss)/dz_0, the means of loss and rewards), a slice of images at a time."""
+        leaf = latents.detach().requires_grad_(True)
+        size, totals = len(leaf), dict[str, float]()
+        for start in range(0, size, self.tune.decode_size or size):
+            rows = slice(start, start + (self.tune.decode_size or size))
+            features = {name: values[rows] for name, values in batch.text_features.items()}
+            total, rewards = self.mix(self.sampler.decode(leaf[rows]), features)
+            _refuse_nonfinite(rewards, batch.prompts[rows])
+            loss, part = -total.mean(), len(total) / size
+            (loss * part * share).backward()
+            for name, value in {"loss": loss.detach(), **{n: v.detach().mean() for n, v in rewards.items()}}.items():
+                totals[name] = totals.get(name, 0.0) + float(value) * part
+        assert leaf.grad is not None
+        return leaf.grad, totals
+
+    def _draw(self, step: int) -> np.random.Generator:
+        return np.random.default_rng([self.tune.seed, step])
+
+
+def _refuse_nonfinite(rewards: Mapping[str, Tensor], prompts: list[str]) -> None:
+    broken = [name for name, values in rewards.items() if not torch.isfinite(values).all()]
+    if broken:
+        raise TrainingError(
+            f"Reward {', '.join(broken)} is not finite for a prompt among {prompts[:3]}...; "
+            "nothing was updated. Lower the learning rate, or leave the reward out of the mix"
+        )
