@@ -31,12 +31,18 @@ class Conditioning:
 
     def cut(self) -> "Conditioning":
         """The same numbers as leaves that collect gradient where the graph behind them wants any."""
-        leaves = [None if t is None else t.detach().requires_grad_(t.requires_grad) for t in (self.prompt_embeds, self.pooled)]
-        return Conditioning(*leaves, self.time_ids)  # type: ignore[arg-type]
+        pooled = None if self.pooled is None else _leaf(self.pooled)
+        return Conditioning(_leaf(self.prompt_embeds), pooled, self.time_ids)
 
     def backward(self, cut: "Conditioning") -> None:
         """Send what the leaves of `cut` have collected back through this one's graph."""
         pairs = [(self.prompt_embeds, cut.prompt_embeds), (self.pooled, cut.pooled)]
-        collected = [(ours, leaf.grad) for ours, leaf in pairs if ours is not None and leaf is not None and leaf.grad is not None]
+        collected = [
+            (ours, leaf.grad) for ours, leaf in pairs if ours is not None and leaf is not None and leaf.grad is not None
+        ]
         if collected:
             torch.autograd.backward([ours for ours, _ in collected], [gradient for _, gradient in collected])
+
+
+def _leaf(tensor: Tensor) -> Tensor:
+    return tensor.detach().requires_grad_(tensor.requires_grad)

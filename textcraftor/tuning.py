@@ -64,7 +64,7 @@ def train_unet(config: Config, mix: str, root: Path, device: torch.device) -> Pa
     frozen = load_candidate(candidate, base)
     if frozen is None:
         raise ModelError("The UNet is tuned on a tuned text encoder, and the base has none. Train a mix first")
-    unet = {"unet": _trainable(base, "unet", config.train_unet)}
+    unet: dict[str, Any] = {"unet": _trainable(base, "unet", config.train_unet)}
     trainer, inputs = _trainer(config, config.train_unet, weights, root, base, replace(frozen, **unet), unet)
     record = _proof(config, config.train_unet, weights, {**inputs, **candidate.parts})
     return _run(trainer, record, config, root, root / "data/unets" / mix, unet)
