@@ -4,6 +4,7 @@ A user's fault prints one line and exits 2; a bug keeps its traceback. Verbs and
 orchestrator come from entry points, loaded only when they are used: the library itself knows none.
 """
 
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -129,6 +130,40 @@ def generate(
         candidate = Candidate.find(str(folder), ROOT)
     draw(run, candidate, prompt, seed, out, choose_device(device, run.cpu_threads))
     typer.echo(out)
+
+
+bench = typer.Typer(help="Measure the library against what it replaces.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
+
+@bench.callback()
+def _bench() -> None:
+    """A group, though it has one command yet."""
+
+
+@bench.command("train")
+def bench_train(
+    mix: Annotated[str, typer.Option(help="A mix of the profile.")] = "balanced",
+    profile: Annotated[str | None, typer.Option(help="Instead of the one that params.yaml names.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds in which all take turns.")] = 5,
+    micro_batch: Annotated[int | None, typer.Option(min=1, help="Of our step; it bounds its memory.")] = None,
+    decode_size: Annotated[int | None, typer.Option(min=1, help="Images that ours decodes and scores at a time.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="On the CPU; all cores without.")] = None,
+    params: Params = PARAMS,
+    device: Device = "auto",
+) -> None:
+    """Our training step against a plain loop with the published code's semantics: speed, memory, gradient."""
+    run = configuration.load(params, {"profile": profile} if profile else None)
+    from textcraftor.bench import bench_training
+    from textcraftor.models import choose_device
+
+    found = bench_training(run, mix, choose_device(device, threads), repeats, micro_batch, decode_size)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    for name, value in found.items():
+        typer.echo(f"{name:28} {value:.6g}" if isinstance(value, float) else f"{name:28} {value}")
 
 
 @app.command("tiny-build")

@@ -1,0 +1,117 @@
+"""Kill a training run again and again, at random moments and amid checkpoints: does it end in the same bytes?
+
+    python -m benchmarks.kills --kills 20
+
+Trains a few prompts of the tiny world unbroken, then once more with SIGKILL after SIGKILL, each time resumed by the same
+call, and compares the digests of the whole artifacts: weights, history, sample grids, proof.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from textcraftor import config as configuration
+from textcraftor.artifact import digest
+from textcraftor.config import Config
+from textcraftor.prepare import prepare
+from textcraftor.prompts import curate
+from textcraftor.tuning import train_text_encoder
+
+CPU = torch.device("cpu")
+
+
+def killed(work: Callable[[], object], moment: Callable[[], bool]) -> bool:
+    """Run `work` in a fork and kill it once `moment` says so. Returns False when it ended before. Raises if it failed."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            work()
+            status = 0
+        finally:
+            os._exit(status)
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            if status:
+                raise RuntimeError(f"the run failed on its own, status {status}")
+            return False
+        if moment():
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return True
+        time.sleep(0.0005)
+
+
+def survive(config: Config, mix: str, root: Path, kills: int, seed: int = 0) -> dict[str, object]:
+    """Unbroken and broken run of one mix in a prepared workspace; the digests of both and where the kills struck.
+
+    Every other kill waits for a checkpoint that is being written.
+    """
+    out, draw = root / "data/encoders" / mix, random.Random(seed)
+    run = lambda: train_text_encoder(config, mix, root, CPU)  # noqa: E731
+
+    def writing() -> bool:
+        return any((root / ".textcraftor/training").glob("*/.checkpoint.safetensors.*"))
+
+    started = time.monotonic()
+    killed(run, lambda: False)
+    length, unbroken = time.monotonic() - started, digest(out)
+    shutil.rmtree(out)
+    struck = {"at a random moment": 0, "amid a checkpoint": 0}
+    while sum(struck.values()) < kills:
+        amid = sum(struck.values()) % 2 == 1
+        deadline = time.monotonic() + draw.uniform(0, length / 2)
+        if killed(run, (lambda: time.monotonic() > deadline and writing()) if amid else (lambda: time.monotonic() > deadline)):  # noqa: B023
+            struck["amid a checkpoint" if amid else "at a random moment"] += 1
+            print(f"kill {sum(struck.values())}/{kills}", file=sys.stderr, flush=True)
+        else:
+            print("it ended before the kill; once more from the start", file=sys.stderr, flush=True)
+            shutil.rmtree(out)
+    killed(run, lambda: False)
+    left = [str(path) for folder in (root / ".textcraftor/training", out.parent, out) for path in folder.glob(".*")]
+    return {"unbroken": unbroken, "broken": digest(out), "same": digest(out) == unbroken, "kills": struck, "left_behind": left}
+
+
+def main() -> None:
+    """A workspace of its own, on the shipped tiny model."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    here = Path().resolve()
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        (root / "data").mkdir()
+        (root / "data/tiny").symlink_to(here / "data/tiny")
+        os.chdir(root)
+        Path("params.yaml").write_text("profile: tiny\nmixes: [balanced]\n")
+        train = {"steps": options.steps, "batch_size": 2, "checkpoint_every": 1, "grid_every": 10, "grad_steps": 1}
+        sources = [{"kind": "scenes", "count": 40}]
+        config = configuration.load(
+            "params.yaml",
+            {"prompts": {"sources": sources, "heldout": 8}, "train": train, "evaluate": {"prompts": 8, "images_per_prompt": 2}},
+        )
+        curate(config.prompts, root, root / "data/prompts/curated")
+        prepare(config, root, CPU)
+        found = survive(config, "balanced", root, options.kills, options.seed)
+        os.chdir(here)
+    print(json.dumps(found, indent=2))
+    sys.exit(0 if found["same"] and not found["left_behind"] else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""`textcraftor bench train`: our training step against a plain loop with the published code's semantics, in one run.
+
+Same weights, prompts and noise. The gradients are compared first: speed counts only where they agree.
+"""
+
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from textcraftor.bench.meters import counted, peak_bytes, resident_bytes, seconds, spread
+from textcraftor.bench.reference import PlainLoop
+from textcraftor.config import Config, TuneConfig
+from textcraftor.errors import ConfigError, unknown
+from textcraftor.models import Base, TunedModel, load_base
+from textcraftor.objective import Objective
+from textcraftor.rewards import Reward, RewardMix, load_reward
+from textcraftor.sampler import Sampler
+from textcraftor.tiny.language import sample_prompts
+from textcraftor.trainset import TrainSet
+
+
+class Contest:
+    """Both steps on the same models; whose turn it is decides what requires a gradient."""
+
+    def __init__(self, config: Config, mix: str, micro_batch: int | None, device: torch.device) -> None:
+        if mix not in config.mix:
+            raise ConfigError(unknown("mix", mix, config.mix))
+        if config.chain.scheduler != "ddim" or config.train.gradient != "truncated":
+            raise ConfigError("The published code knows DDIM and truncated gradients alone: bench with those")
+        self.device, self.size, self.tune = device, config.train.batch_size, config.train
+        self.micro_batch = micro_batch or self.size
+        if self.size % self.micro_batch:
+            raise ConfigError(f"--micro-batch {micro_batch} does not divide train.batch_size = {self.size}")
+        self.weights = {name: weight for name, weight in config.mix[mix].items() if weight}
+        self.base: Base = load_base(config.base, device)
+        self.rewards: dict[str, Reward] = {name: load_reward(name, config.rewards[name], device) for name in self.weights}
+        self.encoder = self.base.trainable("text_encoder")
+        self.prompts = sample_prompts(self.size, 0, 0.6)
+        chain = config.train_chain
+        self.sampler = Sampler(self.base, chain, 1 - self.tune.grad_steps / chain.num_inference_steps)
+        self.noise = self.sampler.noise(range(self.size))
+        self.plain = PlainLoop(self.base.pipe, self.encoder, self.rewards, self.weights, chain, self.tune.grad_steps)
+        self.objective = Objective(self.base, self.sampler, RewardMix(self.rewards, self.weights), self.tune)
+        self.cached = self._prepare()
+
+    def reference(self) -> None:
+        """One step of the plain loop."""
+        self._keep_weight_gradients(True)
+        self.plain.step(self.prompts, self.noise)
+
+    def ours_cached(self) -> None:
+        """One step of ours, with what `prepare` computed before."""
+        self._keep_weight_gradients(False)
+        self._ours(self.cached)
+
+    def ours_inline(self) -> None:
+        """One step of ours that prepares its own batch."""
+        self._keep_weight_gradients(False)
+        self._ours(self._prepare())
+
+    def gradient(self, step: Callable[[], None]) -> list[Tensor]:
+        """What a step leaves in the encoder, tensor by tensor."""
+        self.clear()
+        step()
+        return [p.grad.clone() for p in self.encoder.parameters() if p.grad is not None]
+
+    def clear(self) -> None:
+        """Drop every gradient."""
+        for module in (self.encoder, *self.plain.modules):
+            module.zero_grad(set_to_none=True)
+
+    def stages(self) -> dict[str, float]:
+        """Seconds of the parts of our step."""
+        self._keep_weight_gradients(False)
+        tuned = TunedModel(self.encoder)
+        latents = self.sampler.finish(self.cached.latents, self.base.conditioning(self.prompts, tuned))
+        parts: dict[str, Callable[[], object]] = {
+            "prepare": self._prepare,
+            "text_encoder_forward": lambda: self.base.conditioning(self.prompts, tuned),
+            "decode_and_rewards": lambda: self.objective._score(latents.detach(), self.cached, 1.0),
+            "step_cached": self.ours_cached,
+            "reference": self.reference,
+        }
+        return {name: round(seconds(part, self.device), 4) for name, part in parts.items()}
+
+    def resident(self) -> tuple[int, int]:
+        """Bytes of weights held by (the reference, ours). Ends the contest: ours drops the rewards' text towers."""
+        pipe: list[nn.Module] = [self.base.pipe.unet, self.base.pipe.vae, self.base.text_encoder, self.encoder]
+        theirs = resident_bytes([*pipe, *self.rewards.values()])
+        for reward in self.rewards.values():
+            reward.drop_text_tower()
+        return theirs, resident_bytes([*pipe, *self.rewards.values()])
+
+    def _ours(self, batch: TrainSet) -> None:
+        tuned = TunedModel(self.encoder)
+        for start in range(0, self.size, self.micro_batch):
+            rows = slice(start, start + self.micro_batch)
+            features = {name: values[rows] for name, values in batch.text_features.items()}
+            part = TrainSet(batch.prompts[rows], batch.latents[rows], features)
+            self.objective.backward(part, tuned, 0, self.micro_batch / self.size)
+
+    def _prepare(self) -> TrainSet:
+        prefix = self.sampler.prefix(self.prompts, range(self.size))
+        features = {name: reward.text_features(self.prompts) for name, reward in self.rewards.items()}
+        return TrainSet(self.prompts, prefix, features)
+
+    def _keep_weight_gradients(self, keep: bool) -> None:
+        for module in self.plain.modules:
+            module.requires_grad_(keep)
+
+
+def bench_training(
+    config: Config,
+    mix: str,
+    device: torch.device,
+    repeats: int = 5,
+    micro_batch: int | None = None,
+    decode_size: int | None = None,
+) -> dict[str, Any]:
+    """Ratios of our training step to the published code's, and what they are made of.
+
+    micro_batch: samples of ours that hold a graph at a time; the reference takes `train.batch_size` at once.
+    Speeds are of medians over `repeats` rounds in which all take turns, after one round to warm up.
+    """
+    tune: TuneConfig = config.train
+    train = tune.model_copy(update={"decode_size": decode_size or tune.decode_size})
+    contest = Contest(config.model_copy(update={"train": train}), mix, micro_batch, device)
+    steps = {"reference": contest.reference, "cached": contest.ours_cached, "inline": contest.ours_inline}
+    gradients = {name: contest.gradient(step) for name, step in steps.items()}
+    differences = [spread(zip(gradients[name], gradients["reference"], strict=True)) for name in ("cached", "inline")]
+    work = {name: _work(contest, step) for name, step in steps.items()}
+    taken: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(repeats):
+        for name, step in steps.items():
+            contest.clear()
+            taken[name].append(seconds(step, device))
+    peaks = {}
+    for name, step in steps.items():
+        contest.clear()
+        peaks[name] = peak_bytes(step, device)
+    stages = contest.stages()
+    theirs, ours = contest.resident()
+    typical = {name: median(values) for name, values in taken.items()}
+    return {
+        "speed_ratio_cached": typical["reference"] / typical["cached"],
+        "speed_ratio_inline": typical["reference"] / typical["inline"],
+        "memory_ratio": (peaks["cached"] + ours) / (peaks["reference"] + theirs),
+        "gradient_max_rel_diff": max(differences),
+        "unet_forwards_reference": sum(work["reference"].values()),
+        "unet_forwards_ours": sum(work["cached"].values()),
+        "unet_forwards_ours_inline": sum(work["inline"].values()),
+        "images_per_second": {name: contest.size / value for name, value in typical.items()},
+        "seconds": {name: [round(value, 4) for value in values] for name, values in taken.items()},
+        "stage_seconds": stages,
+        "peak_bytes": {"reference": peaks["reference"] + theirs, "ours": peaks["cached"] + ours},
+        "settings": {
+            "profile": config.profile,
+            "mix": mix,
+            "device": str(device),
+            "threads": torch.get_num_threads(),
+            "dtype": config.base.dtype,
+            "batch_size": contest.size,
+            "micro_batch": contest.micro_batch,
+            "decode_size": train.decode_size,
+            "repeats": repeats,
+        },
+    }
+
+
+def _work(contest: Contest, step: Callable[[], None]) -> dict[str, float]:
+    contest.clear()
+    contest._keep_weight_gradients(step == contest.reference)
+    with counted(contest.base.pipe.unet, contest.size) as work:
+        step()
+    return work
