@@ -8,6 +8,7 @@ call, and compares the digests of the whole artifacts: weights, history, sample 
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -16,7 +17,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,58 +33,73 @@ from textcraftor.tuning import train_text_encoder
 CPU = torch.device("cpu")
 
 
-def killed(work: Callable[[], object], moment: Callable[[], bool]) -> bool:
-    """Run `work` in a fork and kill it once `moment` says so. Returns False when it ended before. Raises if it failed."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-            work()
-            status = 0
-        finally:
-            os._exit(status)
-    while True:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            if status:
-                raise RuntimeError(f"the run failed on its own, status {status}")
-            return False
+# Children come from a server that has imported everything and computed nothing: quick, and no thread is forked away.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["benchmarks.kills"])
+
+
+def killed(work: Callable[..., object], arguments: tuple[Any, ...], moment: Callable[[], bool]) -> bool:
+    """Run `work` in a process of its own and kill it once `moment` says so. Returns False when it ended before that.
+
+    Raises RuntimeError when it failed on its own.
+    """
+    child = FORKS.Process(target=_quietly, args=(Path.cwd(), work, arguments))
+    child.start()
+    while child.is_alive():
         if moment():
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            return True
+            child.kill()
+            child.join()
+            return child.exitcode == -signal.SIGKILL
         time.sleep(0.0005)
+    if child.exitcode:
+        raise RuntimeError(f"the run failed on its own, status {child.exitcode}")
+    return False
 
 
-def survive(config: Config, mix: str, root: Path, kills: int, seed: int = 0) -> dict[str, object]:
-    """Unbroken and broken run of one mix in a prepared workspace; the digests of both and where the kills struck.
+def _quietly(folder: Path, work: Callable[..., object], arguments: tuple[Any, ...]) -> None:
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    work(*arguments)
+
+
+def survive(config: Config, mix: str, root: Path, kills: int, seed: int = 0) -> dict[str, Any]:
+    """Unbroken and broken run of one mix in a prepared workspace: the digests of both and where the kills struck.
 
     Every other kill waits for a checkpoint that is being written.
     """
     out, draw = root / "data/encoders" / mix, random.Random(seed)
-    run = lambda: train_text_encoder(config, mix, root, CPU)  # noqa: E731
-
-    def writing() -> bool:
-        return any((root / ".textcraftor/training").glob("*/.checkpoint.safetensors.*"))
-
+    run = (train_text_encoder, (config, mix, root, CPU))
+    killed(abs, (0,), lambda: False)  # starts the server, whose imports are no part of the run's length
     started = time.monotonic()
-    killed(run, lambda: False)
+    killed(*run, moment=lambda: False)
     length, unbroken = time.monotonic() - started, digest(out)
     shutil.rmtree(out)
     struck = {"at a random moment": 0, "amid a checkpoint": 0}
     while sum(struck.values()) < kills:
         amid = sum(struck.values()) % 2 == 1
-        deadline = time.monotonic() + draw.uniform(0, length / 2)
-        if killed(run, (lambda: time.monotonic() > deadline and writing()) if amid else (lambda: time.monotonic() > deadline)):  # noqa: B023
+        if killed(*run, moment=Moment(time.monotonic() + draw.uniform(0, 0.6 * length), root if amid else None)):
             struck["amid a checkpoint" if amid else "at a random moment"] += 1
             print(f"kill {sum(struck.values())}/{kills}", file=sys.stderr, flush=True)
         else:
             print("it ended before the kill; once more from the start", file=sys.stderr, flush=True)
-            shutil.rmtree(out)
-    killed(run, lambda: False)
+            shutil.rmtree(out, ignore_errors=True)
+    killed(*run, moment=lambda: False)
     left = [str(path) for folder in (root / ".textcraftor/training", out.parent, out) for path in folder.glob(".*")]
     return {"unbroken": unbroken, "broken": digest(out), "same": digest(out) == unbroken, "kills": struck, "left_behind": left}
+
+
+@dataclass(frozen=True)
+class Moment:
+    """True from a time on; with `root`, only while a checkpoint there is being written."""
+
+    deadline: float
+    root: Path | None
+
+    def __call__(self) -> bool:
+        if time.monotonic() < self.deadline:
+            return False
+        return self.root is None or any((self.root / ".textcraftor/training").glob("*/.checkpoint.safetensors.*"))
 
 
 def main() -> None:

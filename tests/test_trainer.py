@@ -1,6 +1,7 @@
 """The loop: it raises the reward, resumes to the same bytes, accumulates rightly and stops on what is not finite."""
 
 import copy
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,13 +10,13 @@ import torch
 
 from textcraftor.checkpoint import Progress
 from textcraftor.config import TuneConfig
-from textcraftor.errors import TrainingError
+from textcraftor.errors import Preempted, TrainingError
 from textcraftor.models import Base, TunedModel
 from textcraftor.objective import Objective
 from textcraftor.preemption import Notice
 from textcraftor.rewards import RewardMix
 from textcraftor.sampler import Sampler
-from textcraftor.trainer import Trainer
+from textcraftor.trainer import Trainer, rate_factor
 from textcraftor.trainset import TrainSet
 
 from .conftest import CHAIN, Redness
@@ -155,3 +156,123 @@ def test_sample_grids_are_drawn_while_training(base: Base, tmp_path: Path) -> No
         "step_000002.png",
         "step_000004.png",
     ]
+
+
+def test_sigterm_writes_a_checkpoint_between_micro_batches_and_the_run_resumes(base: Base, tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"batch_size": 2, "accumulation": 2, "checkpoint_every": 100})
+    unbroken = new_trainer(base, settings)
+    expected = unbroken.fit(tmp_path / "unbroken", "key", watched(unbroken))
+
+    def asked_in_step_three(step: int) -> None:
+        if step == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Preempted, match="stopped after step 2; the checkpoint is written") as stop:
+        preempted = interrupted(new_trainer(base, settings), asked_in_step_three)
+        preempted.fit(tmp_path / "broken", "key", watched(preempted))
+    assert stop.value.exit_status == 75 and signal.getsignal(signal.SIGTERM) is before
+    resumed = new_trainer(base, settings)
+    assert resumed.fit(tmp_path / "broken", "key", watched(resumed)) == expected
+    assert all(torch.equal(value, weights(resumed)[name]) for name, value in weights(unbroken).items())
+
+
+def out_of_memory_above(size: int, trainer: Trainer) -> Trainer:
+    """A machine that holds `size` samples and no more."""
+
+    class Small(Objective):
+        def backward(self, batch: TrainSet, tuned: TunedModel, step: int, share: float = 1.0) -> dict[str, float]:
+            if len(batch.prompts) > size:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+            return super().backward(batch, tuned, step, share)
+
+    trainer.objective = Small(**vars(trainer.objective))
+    return trainer
+
+
+def test_out_of_memory_halves_the_micro_batch_once_and_says_so(
+    base: Base, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    roomy = new_trainer(base, SETTINGS.model_copy(update={"batch_size": 2, "accumulation": 2}))
+    expected = roomy.fit(tmp_path / "roomy", "key", watched(roomy))
+    small = out_of_memory_above(2, new_trainer(base))
+    history = small.fit(tmp_path / "small", "key", watched(small))
+    assert "micro batches of 2 instead of 4, 2 instead of 1 a step" in " ".join(capsys.readouterr().err.split())
+    assert history == expected
+    assert all(torch.equal(value, weights(small)[name]) for name, value in weights(roomy).items())
+
+
+def test_out_of_memory_twice_says_what_to_change(base: Base, tmp_path: Path) -> None:
+    tiny = out_of_memory_above(1, new_trainer(base))
+    with pytest.raises(TrainingError, match=r"no memory for a micro batch of 2\. Lower train\.batch_size"):
+        tiny.fit(tmp_path, "key", watched(tiny))
+
+
+def test_the_split_outlives_a_restart(base: Base, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = out_of_memory_above(2, new_trainer(base))
+    first.fit(tmp_path, "key", watched(first))
+    capsys.readouterr()
+    again = out_of_memory_above(2, new_trainer(base))
+    again.fit(tmp_path, "key", watched(again))
+    assert "4 steps of 2 x 2 = 4 samples" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_gradient_that_is_not_finite_names_its_reward_and_keeps_the_last_good_state(base: Base, tmp_path: Path) -> None:
+    steep = Redness()
+    steep.score = lambda images, features: (images.mean((1, 2, 3)) * 0).sqrt()  # type: ignore[method-assign]
+    trainer = new_trainer(base, SETTINGS.model_copy(update={"checkpoint_every": 100}), steep)
+    before = weights(trainer)
+    with pytest.raises(TrainingError, match="gradient of reward redness is not finite"):
+        trainer.fit(tmp_path, "key", watched(trainer))
+    assert all(torch.equal(before[name], value) for name, value in weights(trainer).items())
+    assert (tmp_path / "checkpoint.safetensors").is_file()
+
+
+def test_the_moving_average_is_what_is_kept_and_resumes(base: Base, tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"ema_decay": 0.5})
+    seen: list[dict[str, torch.Tensor]] = []
+    trainer = interrupted(new_trainer(base, settings), lambda step: seen.append(weights(trainer)))
+    trainer.fit(tmp_path / "whole", "key", watched(trainer))
+    plain = new_trainer(base)
+    plain.fit(tmp_path / "plain", "key", watched(plain))
+    seen.append(weights(plain))
+    average = seen[0]
+    for step, state in enumerate(seen[1:], start=1):
+        decay = min(0.5, step / (step + 9))
+        average = {name: decay * average[name] + (1 - decay) * value for name, value in state.items()}
+    for name, value in weights(trainer).items():
+        torch.testing.assert_close(value, average[name])
+
+    def asked_in_step_three(step: int) -> None:
+        if step == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Preempted):
+        broken = interrupted(new_trainer(base, settings), asked_in_step_three)
+        broken.fit(tmp_path / "broken", "key", watched(broken))
+    resumed = new_trainer(base, settings)
+    resumed.fit(tmp_path / "broken", "key", watched(resumed))
+    assert all(torch.equal(value, weights(resumed)[name]) for name, value in weights(trainer).items())
+
+
+@pytest.mark.parametrize(
+    ("decay", "factors"),
+    [
+        ("constant", [0.5, 1, 1, 1, 1, 1]),
+        ("linear", [0.5, 1, 1, 0.75, 0.5, 0.25]),
+        ("cosine", [0.5, 1, 1, 0.853553, 0.5, 0.146447]),
+    ],
+)
+def test_the_learning_rate_warms_up_and_decays(decay: str, factors: list[float]) -> None:
+    tune = TuneConfig(steps=6, warmup_steps=2, decay=decay)  # type: ignore[arg-type]
+    assert [rate_factor(tune, step) for step in range(6)] == pytest.approx(factors, abs=1e-6)
+
+
+def test_minutes_bring_a_checkpoint_before_its_step(base: Base, tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"checkpoint_every": 100, "checkpoint_minutes": 1e-9})
+    found: list[bool] = []
+    trainer = interrupted(
+        new_trainer(base, settings), lambda step: found.append((tmp_path / "checkpoint.safetensors").exists())
+    )
+    trainer.fit(tmp_path, "key", watched(trainer))
+    assert found == [False, True, True, True]

@@ -149,6 +149,9 @@ def bench_train(
     repeats: Annotated[int, typer.Option(min=1, help="Rounds in which all take turns.")] = 5,
     micro_batch: Annotated[int | None, typer.Option(min=1, help="Of our step; it bounds its memory.")] = None,
     decode_size: Annotated[int | None, typer.Option(min=1, help="Images that ours decodes and scores at a time.")] = None,
+    channels_last: Annotated[bool, typer.Option(help="Ours in the channels-last memory format.")] = True,
+    compiled: Annotated[bool, typer.Option("--compile", help="Ours with torch.compile: minutes more.")] = False,
+    activation_budget: Annotated[float, typer.Option(help="With --compile: the share of activations kept.")] = 1.0,
     threads: Annotated[int | None, typer.Option(min=1, help="On the CPU; all cores without.")] = None,
     params: Params = PARAMS,
     device: Device = "auto",
@@ -158,7 +161,8 @@ def bench_train(
     from textcraftor.bench import bench_training
     from textcraftor.models import choose_device
 
-    found = bench_training(run, mix, choose_device(device, threads), repeats, micro_batch, decode_size)
+    faster = {"channels_last": channels_last, "compile": compiled, "activation_budget": activation_budget}
+    found = bench_training(run, mix, choose_device(device, threads), repeats, micro_batch, decode_size, faster)
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return

@@ -149,6 +149,15 @@ class TuneConfig(Section):
     gradient_checkpointing: bool = Field(
         False, description="recompute each UNet step in the backward pass: less memory, one more UNet forward a step"
     )
+    channels_last: bool = Field(
+        False, description="UNet and VAE in the channels-last memory format: faster convolutions, other rounding"
+    )
+    compile: bool = Field(
+        False, description="torch.compile of UNet and decoder where they carry gradient: minutes at the start, then faster"
+    )
+    activation_budget: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="with compile: the share of activations kept; the rest is recomputed, the cheapest first"
+    )
 
     @model_validator(mode="after")
     def _warm_up_fits(self) -> "TuneConfig":

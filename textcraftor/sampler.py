@@ -7,7 +7,8 @@ cached and handed back as `prefix`: the latents, and for a multistep solver its 
 chain goes on exactly as it would have without the cache.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,9 @@ class Sampler:
         self.switch_step = switch_step(switch_at, chain.num_inference_steps)
         self.solver = Solver(chain, base.pipe.scheduler.config, base.device)
         self.latents_dtype = torch.promote_types(base.dtype, torch.float32)
+        # Functions of a module, so that `acceleration` can compile them for the tuned and the frozen one alike.
+        self.call_unet: Callable[..., Tensor] = _call_unet
+        self.call_decoder: Callable[..., Tensor] = _call_decoder
 
     @property
     def prefix_shape(self) -> tuple[int, int, int]:
@@ -108,7 +112,7 @@ class Sampler:
         """What the UNet predicts at a place of the solver's timesteps, guided: (B, C, h, w)."""
         pair = self.solver.scale(torch.cat([latents, latents]), place).to(self.base.dtype)
         with self.base.autocast(unet):
-            predicted = unet(pair, self.solver.timesteps[place], **conditioning.unet_inputs).sample
+            predicted = self.call_unet(unet, pair, self.solver.timesteps[place], conditioning.unet_inputs)
         uncond, cond = predicted.to(latents.dtype).chunk(2)
         return uncond + self.guidance_scale * (cond - uncond)
 
@@ -125,7 +129,7 @@ class Sampler:
     def decode(self, latents: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1]; differentiable, clamped like the pipeline's own post-processing."""
         vae = self.base.pipe.vae
-        images = vae.decode(self.base.vae_input(latents)).sample
+        images = self.call_decoder(vae, self.base.vae_input(latents))
         return (images.float() / 2 + 0.5).clamp(0, 1)
 
     @torch.no_grad()
@@ -145,3 +149,11 @@ class Sampler:
             prefix = self.prefix(prompts, seeds)
         conditioning = self.base.conditioning(prompts, tuned)
         return self.decode(self.finish(prefix, conditioning, tuned.unet if tuned else None))
+
+
+def _call_unet(unet: Any, latents: Tensor, timestep: Tensor, inputs: dict[str, Any]) -> Tensor:
+    return unet(latents, timestep, **inputs).sample
+
+
+def _call_decoder(vae: Any, latents: Tensor) -> Tensor:
+    return vae.decode(latents).sample

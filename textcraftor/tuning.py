@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from textcraftor import parallel
+from textcraftor.acceleration import accelerate
 from textcraftor.artifact import base_identity, clear_aside, digest, identity, proof, write_json, written_aside
 from textcraftor.candidate import Candidate
 from textcraftor.config import Config, TuneConfig
@@ -100,6 +101,7 @@ def _trainer(
         reward.drop_text_tower()
     sampler = Sampler(base, config.train_chain, config.train.switch_at)
     module = next(iter(modules.values())) if len(modules) == 1 else nn.ModuleDict(modules)
+    accelerate(sampler, [base.pipe.vae, base.pipe.unet, *([tuned.unet] if tuned.unet else [])], tune)
     objective = Objective(base, sampler, RewardMix(rewards, weights), tune)
     trainer = Trainer(objective, train_set, tuned, module, config.train.negative_learning_rate)
     return trainer, {"prompts": root / CURATED / "train.parquet", "latents": root / LATENTS / "train.safetensors"}

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 
-def seconds(step: Callable[[], object], device: torch.device) -> float:
-    """Wall seconds of one call, the device's work included."""
+def seconds(step: Callable[[], object], device: torch.device) -> tuple[float, float]:
+    """(wall seconds, processor seconds of this process) of one call, the device's work included in the first."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    started = time.perf_counter()
+    started, worked = time.perf_counter(), time.process_time()
     step()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - started
+    return time.perf_counter() - started, time.process_time() - worked
 
 
 def peak_bytes(step: Callable[[], object], device: torch.device) -> int:

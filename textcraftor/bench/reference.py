@@ -40,8 +40,8 @@ class PlainLoop:
         """What keeps `requires_grad` although nobody wants its gradient."""
         return [self.pipe.unet, self.pipe.vae, *self.rewards.values()]
 
-    def step(self, prompts: Sequence[str], noise: Tensor) -> float:
-        """Leave the gradient of the loss in the encoder (and, unwanted, in everything else); returns the loss."""
+    def step(self, prompts: Sequence[str], noise: Tensor) -> None:
+        """Leave the gradient of the loss in the encoder and, unwanted, in everything else."""
         timesteps = self.scheduler.timesteps
         with torch.no_grad():
             frozen_embeds = self._embed(self.pipe.text_encoder, prompts)
@@ -59,9 +59,7 @@ class PlainLoop:
         for name, weight in self.weights.items():
             reward = self.rewards[name]
             total = total + weight * reward.score(images, reward.text_features(list(prompts)))
-        loss = -total.mean()
-        loss.backward()
-        return float(loss.detach())
+        (-total.mean()).backward()
 
     def _embed(self, encoder: Any, prompts: Sequence[str]) -> Tensor:
         tokens = self.pipe.tokenizer(

@@ -3,13 +3,13 @@
 Same weights, prompts and noise. The gradients are compared first: speed counts only where they agree.
 """
 
-from collections.abc import Callable
-from statistics import median
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from textcraftor.acceleration import accelerate
 from textcraftor.bench.meters import counted, peak_bytes, resident_bytes, seconds, spread
 from textcraftor.bench.reference import PlainLoop
 from textcraftor.config import Config, TuneConfig
@@ -20,6 +20,8 @@ from textcraftor.rewards import Reward, RewardMix, load_reward
 from textcraftor.sampler import Sampler
 from textcraftor.tiny.language import sample_prompts
 from textcraftor.trainset import TrainSet
+
+TURNS = ("reference", "cached", "inline")
 
 
 class Contest:
@@ -46,45 +48,40 @@ class Contest:
         self.objective = Objective(self.base, self.sampler, RewardMix(self.rewards, self.weights), self.tune)
         self.cached = self._prepare()
 
-    def reference(self) -> None:
-        """One step of the plain loop."""
-        self._keep_weight_gradients(True)
-        self.plain.step(self.prompts, self.noise)
-
-    def ours_cached(self) -> None:
-        """One step of ours, with what `prepare` computed before."""
-        self._keep_weight_gradients(False)
-        self._ours(self.cached)
-
-    def ours_inline(self) -> None:
-        """One step of ours that prepares its own batch."""
-        self._keep_weight_gradients(False)
-        self._ours(self._prepare())
-
-    def gradient(self, step: Callable[[], None]) -> list[Tensor]:
-        """What a step leaves in the encoder, tensor by tensor."""
-        self.clear()
-        step()
-        return [p.grad.clone() for p in self.encoder.parameters() if p.grad is not None]
-
-    def clear(self) -> None:
-        """Drop every gradient."""
+    def turn(self, name: str) -> Callable[[], None]:
+        """The step of `reference`, `cached` or `inline`, to be called now: models set as it wants them, no gradients."""
+        theirs = name == "reference"
         for module in (self.encoder, *self.plain.modules):
             module.zero_grad(set_to_none=True)
+        for module in self.plain.modules:
+            module.requires_grad_(theirs)
+        form = torch.channels_last if self.tune.channels_last and not theirs else torch.contiguous_format
+        for module in (self.base.pipe.unet, self.base.pipe.vae):
+            module.to(memory_format=form)
+        steps: dict[str, Callable[[], None]] = {
+            "reference": lambda: self.plain.step(self.prompts, self.noise),
+            "cached": lambda: self._ours(self.cached),
+            "inline": lambda: self._ours(self._prepare()),
+        }
+        return steps[name]
+
+    def gradient(self) -> list[Tensor]:
+        """What the last step left in the encoder, tensor by tensor."""
+        return [p.grad.clone() for p in self.encoder.parameters() if p.grad is not None]
 
     def stages(self) -> dict[str, float]:
-        """Seconds of the parts of our step."""
-        self._keep_weight_gradients(False)
+        """Seconds of the parts of our step: the chain is the rest of it."""
+        self.turn("cached")
         tuned = TunedModel(self.encoder)
-        latents = self.sampler.finish(self.cached.latents, self.base.conditioning(self.prompts, tuned))
+        with torch.no_grad():
+            latents = self.sampler.finish(self.cached.latents, self.base.conditioning(self.prompts, tuned))
         parts: dict[str, Callable[[], object]] = {
             "prepare": self._prepare,
             "text_encoder_forward": lambda: self.base.conditioning(self.prompts, tuned),
-            "decode_and_rewards": lambda: self.objective._score(latents.detach(), self.cached, 1.0),
-            "step_cached": self.ours_cached,
-            "reference": self.reference,
+            "decode_and_rewards": lambda: self.objective._score(latents, self.cached, 1.0),
+            "step_cached": lambda: self._ours(self.cached),
         }
-        return {name: round(seconds(part, self.device), 4) for name, part in parts.items()}
+        return {name: round(seconds(part, self.device)[0], 4) for name, part in parts.items()}
 
     def resident(self) -> tuple[int, int]:
         """Bytes of weights held by (the reference, ours). Ends the contest: ours drops the rewards' text towers."""
@@ -107,10 +104,6 @@ class Contest:
         features = {name: reward.text_features(self.prompts) for name, reward in self.rewards.items()}
         return TrainSet(self.prompts, prefix, features)
 
-    def _keep_weight_gradients(self, keep: bool) -> None:
-        for module in self.plain.modules:
-            module.requires_grad_(keep)
-
 
 def bench_training(
     config: Config,
@@ -119,41 +112,50 @@ def bench_training(
     repeats: int = 5,
     micro_batch: int | None = None,
     decode_size: int | None = None,
+    faster: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Ratios of our training step to the published code's, and what they are made of.
 
     micro_batch: samples of ours that hold a graph at a time; the reference takes `train.batch_size` at once.
-    Speeds are of medians over `repeats` rounds in which all take turns, after one round to warm up.
+    faster: `channels_last`, `compile`, `activation_budget` of `TuneConfig`, for ours alone.
+    Speeds are of the best of `repeats` rounds in which all take turns. `processor_ratio` compares processor seconds on
+    the CPU: it says the same on a quiet machine, and still says something on a busy one.
     """
     tune: TuneConfig = config.train
-    train = tune.model_copy(update={"decode_size": decode_size or tune.decode_size})
+    train = tune.model_copy(update={"decode_size": decode_size or tune.decode_size, **(faster or {})})
     contest = Contest(config.model_copy(update={"train": train}), mix, micro_batch, device)
-    steps = {"reference": contest.reference, "cached": contest.ours_cached, "inline": contest.ours_inline}
-    gradients = {name: contest.gradient(step) for name, step in steps.items()}
+    gradients, work, peaks = {}, {}, {}
+    for name in TURNS:
+        with counted(contest.base.pipe.unet, contest.size) as work[name]:
+            contest.turn(name)()
+        gradients[name] = contest.gradient()
+        peaks[name] = peak_bytes(contest.turn(name), device)
     differences = [spread(zip(gradients[name], gradients["reference"], strict=True)) for name in ("cached", "inline")]
-    work = {name: _work(contest, step) for name, step in steps.items()}
-    taken: dict[str, list[float]] = {name: [] for name in steps}
+    if train.compile:  # counting hooks and torch.compile do not go together: it comes after
+        accelerate(contest.sampler, [], train)
+        contest.turn("cached")()
+        differences.append(spread(zip(contest.gradient(), gradients["reference"], strict=True)))
+        peaks["cached"] = peak_bytes(contest.turn("cached"), device)
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in TURNS}
     for _ in range(repeats):
-        for name, step in steps.items():
-            contest.clear()
-            taken[name].append(seconds(step, device))
-    peaks = {}
-    for name, step in steps.items():
-        contest.clear()
-        peaks[name] = peak_bytes(step, device)
+        for name in TURNS:
+            taken[name].append(seconds(contest.turn(name), device))
     stages = contest.stages()
     theirs, ours = contest.resident()
-    typical = {name: median(values) for name, values in taken.items()}
+    wall, processor = ({name: min(pair[i] for pair in pairs) for name, pairs in taken.items()} for i in (0, 1))
     return {
-        "speed_ratio_cached": typical["reference"] / typical["cached"],
-        "speed_ratio_inline": typical["reference"] / typical["inline"],
+        "speed_ratio_cached": wall["reference"] / wall["cached"],
+        "speed_ratio_inline": wall["reference"] / wall["inline"],
         "memory_ratio": (peaks["cached"] + ours) / (peaks["reference"] + theirs),
         "gradient_max_rel_diff": max(differences),
         "unet_forwards_reference": sum(work["reference"].values()),
         "unet_forwards_ours": sum(work["cached"].values()),
         "unet_forwards_ours_inline": sum(work["inline"].values()),
-        "images_per_second": {name: contest.size / value for name, value in typical.items()},
-        "seconds": {name: [round(value, 4) for value in values] for name, values in taken.items()},
+        "images_per_second": {name: contest.size / value for name, value in wall.items()},
+        "processor_ratio_cached": processor["reference"] / processor["cached"],
+        "processor_ratio_inline": processor["reference"] / processor["inline"],
+        "seconds": {name: [round(pair[0], 4) for pair in pairs] for name, pairs in taken.items()},
+        "processor_seconds": {name: [round(pair[1], 4) for pair in pairs] for name, pairs in taken.items()},
         "stage_seconds": stages,
         "peak_bytes": {"reference": peaks["reference"] + theirs, "ours": peaks["cached"] + ours},
         "settings": {
@@ -165,14 +167,7 @@ def bench_training(
             "batch_size": contest.size,
             "micro_batch": contest.micro_batch,
             "decode_size": train.decode_size,
+            **{name: getattr(train, name) for name in ("channels_last", "compile", "activation_budget")},
             "repeats": repeats,
         },
     }
-
-
-def _work(contest: Contest, step: Callable[[], None]) -> dict[str, float]:
-    contest.clear()
-    contest._keep_weight_gradients(step == contest.reference)
-    with counted(contest.base.pipe.unet, contest.size) as work:
-        step()
-    return work
