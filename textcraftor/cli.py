@@ -149,7 +149,7 @@ def bench_train(
     repeats: Annotated[int, typer.Option(min=1, help="Rounds in which all take turns.")] = 5,
     micro_batch: Annotated[int | None, typer.Option(min=1, help="Of our step; it bounds its memory.")] = None,
     decode_size: Annotated[int | None, typer.Option(min=1, help="Images that ours decodes and scores at a time.")] = None,
-    channels_last: Annotated[bool, typer.Option(help="Ours in the channels-last memory format.")] = True,
+    channels_last: Annotated[bool, typer.Option("--channels-last", help="Ours in that memory format.")] = False,
     compiled: Annotated[bool, typer.Option("--compile", help="Ours with torch.compile: minutes more.")] = False,
     activation_budget: Annotated[float, typer.Option(help="With --compile: the share of activations kept.")] = 1.0,
     threads: Annotated[int | None, typer.Option(min=1, help="On the CPU; all cores without.")] = None,

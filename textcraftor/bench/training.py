@@ -126,8 +126,9 @@ def bench_training(
     contest = Contest(config.model_copy(update={"train": train}), mix, micro_batch, device)
     gradients, work, peaks = {}, {}, {}
     for name in TURNS:
+        step = contest.turn(name)
         with counted(contest.base.pipe.unet, contest.size) as work[name]:
-            contest.turn(name)()
+            step()
         gradients[name] = contest.gradient()
         peaks[name] = peak_bytes(contest.turn(name), device)
     differences = [spread(zip(gradients[name], gradients["reference"], strict=True)) for name in ("cached", "inline")]
