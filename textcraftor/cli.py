@@ -53,7 +53,7 @@ def prepare(params: Params = PARAMS, device: Device = "auto") -> None:
     from textcraftor.models import choose_device
     from textcraftor.prepare import prepare
 
-    prepare(run, ROOT, choose_device(device, run.cpu_threads))
+    prepare(run, ROOT, choose_device(device, run.prepare.cpu_threads or run.cpu_threads))
 
 
 @app.command()

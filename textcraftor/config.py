@@ -171,6 +171,7 @@ class PrepareConfig(Section):
     """The prefix cache: latents at the training switch, computed once for all mixes."""
 
     batch_size: Positive = 64
+    cpu_threads: Positive | None = Field(None, description="as the run's, for this stage, which runs alone. None: the run's")
 
 
 Mix = dict[Name, float]
