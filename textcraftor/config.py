@@ -221,6 +221,9 @@ class Config(Section):
                 raise ValueError(
                     f"gate.rules: {rule.judge} has no {rule.metric}. Diversity has mean and ratio, a judge the rest"
                 )
+        for name in (*self.evaluate.judges, *(reward for mix in self.mix.values() for reward in mix)):
+            if name in self.rewards and self.rewards[name].kind == "vae":
+                raise ValueError(f"{name} (kind vae) scores no picture: it may be evaluate.diversity_judge, no judge or reward")
         if self.evaluate.diversity_judge not in self.rewards:
             raise ValueError(unknown("reward", self.evaluate.diversity_judge, self.rewards))
         if self.evaluate.prompts > self.prompts.heldout:

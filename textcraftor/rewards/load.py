@@ -16,8 +16,10 @@ GROUP = "textcraftor.rewards"
 KINDS = {
     "aesthetic": "textcraftor.rewards.aesthetic:Aesthetic",
     "clip": "textcraftor.rewards.clip:Clip",
+    "contrast": "textcraftor.rewards.contrast:Contrast",
     "hpsv2": "textcraftor.rewards.hpsv2:HPSv2",
     "pickscore": "textcraftor.rewards.pickscore:PickScore",
+    "vae": "textcraftor.rewards.autoencoder:Autoencoder",
 }
 
 

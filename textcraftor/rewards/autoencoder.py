@@ -1,0 +1,44 @@
+"""Features that know no language: what a VAE keeps of a picture."""
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from textcraftor.config import RewardConfig
+from textcraftor.errors import RewardError
+from textcraftor.rewards.base import Reward, checked_prompts
+from textcraftor.rewards.weights import loading
+
+
+class Autoencoder(Reward):
+    """The latents of a VAE, for `evaluate.diversity_judge`; it scores nothing.
+
+    config.path: folder of an AutoencoderKL, such as BASE/vae.  A tower that learned from captions sees of four
+    pictures of one prompt mostly what the prompt says, so a model that draws four different mistakes looks diverse
+    to it and one that draws the truth four times looks collapsed (docs/decisions/diversity.md).
+    """
+
+    range = None
+
+    def __init__(self, name: str, config: RewardConfig, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(name, config, dtype)
+        with loading(config.path, "an AutoencoderKL (config.json and diffusion_pytorch_model.safetensors)"):
+            self.vae = AutoencoderKL.from_pretrained(config.path, torch_dtype=dtype, use_safetensors=True)
+        self.resolution = self.vae.config.sample_size
+
+    def text_features(self, prompts: Sequence[str]) -> Tensor:
+        """(B, 0): no prompt is read."""
+        return torch.empty(len(checked_prompts(self.name, prompts)), 0, device=self.device)
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """(B, C * h * w) float32, L2-normalised: the mode of the latents.  images: (B, 3, H, W) float in [0, 1]."""
+        latents = self.vae.encode(images.to(self.dtype) * 2 - 1).latent_dist.mode()
+        return F.normalize(latents.float().flatten(1), dim=-1)
+
+    def score(self, images: Tensor, text_features: Tensor) -> NoReturn:
+        """Raises RewardError: likeness is between pictures, and one picture has none."""
+        raise RewardError(f"Reward {self.name!r} (kind vae) scores no picture. Name it as evaluate.diversity_judge only")
