@@ -43,7 +43,7 @@ def test_a_truncated_weight_file_is_refused(base_folder: Path, tmp_path: Path) -
     shutil.copytree(base_folder, tmp_path / "base")
     weights = tmp_path / "base/unet/diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(ModelError, match=r"no Stable Diffusion pipeline can be loaded"):
+    with pytest.raises(ModelError, match=r"base/unet cannot be loaded as UNet2DConditionModel"):
         load_base(BaseConfig(path=str(tmp_path / "base"), resolution=32), CPU)
 
 
@@ -76,7 +76,7 @@ def test_a_candidate_loads_as_it_was_saved(base: Base, encoder_folder: Path, tmp
     tuned = load_candidate(Candidate.find("balanced", tmp_path), base)
     assert tuned is not None and tuned.unet is None
     prompts = ["a red circle"]
-    ours, theirs = (base.prompt_embeds(prompts, encoder) for encoder in (tuned.text_encoder, base.text_encoder))
+    ours, theirs = (base.conditioning(prompts, model).prompt_embeds for model in (tuned, None))
     assert torch.equal(ours, theirs)
     assert load_candidate(Candidate("base"), base) is None
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from textcraftor.conditioning import Conditioning
 from textcraftor.models import Base, TunedModel
 from textcraftor.sampler import Sampler
 
@@ -78,7 +79,7 @@ def test_exactly_the_last_grad_steps_carry_gradient(base: Base, tuned: TunedMode
     sampler = Sampler(base, CHAIN, 0.4)
     carried: list[bool] = []
     hook = base.pipe.unet.register_forward_hook(lambda *call: carried.append(call[2].sample.requires_grad))
-    embeds = base.prompt_embeds(PROMPTS, tuned.text_encoder)
+    embeds = base.conditioning(PROMPTS, tuned)
     sampler.finish(sampler.prefix(PROMPTS, SEEDS), embeds, grad_steps=grad_steps)
     hook.remove()
     assert carried == [False] * (CHAIN.num_inference_steps - grad_steps) + [True] * grad_steps
@@ -95,7 +96,7 @@ def test_gradient_matches_finite_differences(base: Base, tuned: TunedModel) -> N
     direction = [torch.randn_like(parameter) for parameter in parameters]
 
     def loss() -> torch.Tensor:
-        embeds = base.prompt_embeds(PROMPTS, tuned.text_encoder)
+        embeds = base.conditioning(PROMPTS, tuned)
         latents = sampler.finish(prefix, embeds, grad_steps=2)
         scaled = latents / base.pipe.vae.config.scaling_factor
         return base.pipe.vae.decode(scaled).sample.square().mean()
@@ -118,7 +119,7 @@ def test_gradient_matches_finite_differences(base: Base, tuned: TunedModel) -> N
 
 def test_only_the_tuned_encoder_receives_gradient(base: Base, tuned: TunedModel) -> None:
     sampler = Sampler(base, CHAIN, 0.8)
-    embeds = base.prompt_embeds(PROMPTS, tuned.text_encoder)
+    embeds = base.conditioning(PROMPTS, tuned)
     images = sampler.decode(sampler.finish(sampler.prefix(PROMPTS, SEEDS), embeds, grad_steps=1))
     images.mean().backward()
     frozen = (base.pipe.unet, base.pipe.vae, base.pipe.text_encoder)
@@ -131,8 +132,8 @@ def test_gradient_checkpointing_changes_no_gradient(base: Base, tuned: TunedMode
     prefix = sampler.prefix(PROMPTS, SEEDS)
 
     def gradient(checkpointing: bool) -> torch.Tensor:
-        embeds = base.prompt_embeds(PROMPTS, tuned.text_encoder).detach().requires_grad_(True)
-        sampler.finish(prefix, embeds, None, 3, checkpointing).square().mean().backward()
+        embeds = base.conditioning(PROMPTS, tuned).prompt_embeds.detach().requires_grad_(True)
+        sampler.finish(prefix, Conditioning(embeds), None, 3, checkpointing).square().mean().backward()
         assert embeds.grad is not None
         return embeds.grad
 
@@ -141,5 +142,5 @@ def test_gradient_checkpointing_changes_no_gradient(base: Base, tuned: TunedMode
 
 def test_the_empty_prompt_goes_through_the_tuned_encoder(base: Base, tuned: TunedModel) -> None:
     """Both halves of guidance are the tuned encoder's (paper section 3.2.2)."""
-    ours, frozen = (base.prompt_embeds(PROMPTS, encoder) for encoder in (tuned.text_encoder, base.text_encoder))
+    ours, frozen = (base.conditioning(PROMPTS, model).prompt_embeds for model in (tuned, None))
     assert torch.equal(ours[0], ours[1]) and not torch.allclose(ours[0], frozen[0], atol=1e-3)

@@ -14,6 +14,8 @@ from typing import Any
 
 import pydantic
 
+from textcraftor.config import BaseConfig
+
 LIBRARIES = ("torch", "diffusers", "transformers", "open_clip_torch", "numpy", "textcraftor")
 
 
@@ -60,6 +62,19 @@ def digest(path: Path) -> str:
 def identity(path: str, revision: str | None = None) -> str:
     """What identifies a model's bytes: the digest of a local file or folder, or a hub id with its revision."""
     return digest(Path(path)) if path and Path(path).exists() else f"{path}@{revision}"
+
+
+def base_identity(base: BaseConfig) -> str:
+    """What identifies a base's bytes as they are used: its files, what names its architecture, and its precision.
+
+    The resolution is left out: latents show it by their shape.
+    """
+    parts = [identity(base.path, base.revision)]
+    if base.config:
+        parts.append(identity(base.config, base.revision))
+    if base.dtype != "float32":
+        parts.append(base.dtype)
+    return " ".join(parts)
 
 
 def proof(config: Mapping[str, pydantic.BaseModel | Any], inputs: Mapping[str, Path], seed: int) -> dict[str, Any]:

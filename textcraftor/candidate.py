@@ -9,14 +9,22 @@ from pathlib import Path
 from textcraftor.artifact import digest
 from textcraftor.errors import ModelError, unknown
 
+PARTS = ("text_encoder", "text_encoder_2", "unet")
+
 
 @dataclass(frozen=True)
 class Candidate:
-    """A thing that may be promoted: folders of tuned weights, both None for the base itself."""
+    """A thing that may be promoted: folders of tuned weights; what is None is the base's own, all None is the base."""
 
     name: str
     text_encoder: Path | None = None
     unet: Path | None = None
+    text_encoder_2: Path | None = None  # SDXL's second
+
+    @property
+    def parts(self) -> dict[str, Path]:
+        """The tuned modules' folders, by the pipeline's names for them."""
+        return {part: path for part in PARTS if (path := getattr(self, part))}
 
     @classmethod
     def find(cls, name: str, root: Path) -> "Candidate":
@@ -28,27 +36,33 @@ class Candidate:
             return cls(name)
         encoders = root / "data/encoders"
         mix = name.removesuffix("-unet")
-        if not (encoders / mix).is_dir():
+        if len(Path(name).parts) > 1 or not (encoders / mix).is_dir():
             folder = Path(name)
             if folder.is_dir():
-                unet = folder / "unet"
-                return cls(folder.name, _weights(folder / "text_encoder"), _weights(unet) if unet.exists() else None)
+                return cls(folder.name, **_encoders(folder), unet=_weights(folder / "unet", optional=True))
             trained = [path.name for path in encoders.glob("[!.]*")]
             raise ModelError(
                 f"{unknown('candidate', name, ['base', *trained])} A mix becomes one by `textcraftor train --mix NAME`"
             )
         unet_folder = _weights(root / "data/unets" / mix / "unet") if name.endswith("-unet") else None
-        return cls(name, _weights(encoders / mix / "text_encoder"), unet_folder)
+        return cls(name, **_encoders(encoders / mix), unet=unet_folder)
 
     @cached_property
     def digest(self) -> str:
         """sha256 over the weights' folders: what a gate record speaks of. Empty for the base."""
-        parts = {"text_encoder": self.text_encoder, "unet": self.unet}
-        digests = {part: digest(path) for part, path in parts.items() if path}
+        digests = {part: digest(path) for part, path in self.parts.items()}
         return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest() if digests else ""
 
 
-def _weights(folder: Path) -> Path:
+def _encoders(folder: Path) -> dict[str, Path | None]:
+    """The tuned text encoders in a folder: at least one of the two."""
+    second = _weights(folder / "text_encoder_2", optional=True)
+    return {"text_encoder": _weights(folder / "text_encoder", optional=second is not None), "text_encoder_2": second}
+
+
+def _weights(folder: Path, optional: bool = False) -> Path | None:
+    if optional and not folder.exists():
+        return None
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} holds no model (no config.json). A whole candidate is made by `textcraftor train`")
     return folder

@@ -68,18 +68,26 @@ class PromptsConfig(Section):
 
 
 class BaseConfig(Section):
-    """The base model: any diffusers Stable Diffusion pipeline, by hub id or folder."""
+    """The base model, SD 1.x, 2.x or SDXL: a diffusers pipeline by hub id or folder, or a single-file checkpoint."""
 
-    path: str
+    path: str = Field(description="hub id, diffusers folder, or a .safetensors checkpoint of the original layout")
+    config: str | None = Field(None, description="single file only: folder or hub id that names architecture and scheduler")
     revision: str | None = None
     resolution: Positive = Field(512, description="pixels; images are square")
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="of the frozen UNet and VAE; text encoders and all that is trained are float32"
+    )
+    vae_slicing: bool = Field(False, description="decode one image at a time: less memory")
+    vae_gradient_checkpointing: bool = Field(False, description="recompute the VAE's blocks going back: less memory")
+    tiny_vae: str | None = Field(None, description="folder or hub id of an AutoencoderTiny that decodes in the VAE's place")
 
 
 class ChainConfig(Section):
     """The denoising chain (paper section 4.1: DDIM, 25 steps, guidance 7.5); the same in training and sampling."""
 
-    scheduler: Literal["ddim"] = "ddim"
+    scheduler: Literal["ddim", "dpmsolver", "euler", "pndm"] = Field(
+        "ddim", description="dpmsolver: DPM-Solver++ multistep. Noise schedule and prediction type are the base's"
+    )
     num_inference_steps: Positive = 25
     guidance_scale: Annotated[float, Field(ge=1)] = 7.5
 
@@ -124,6 +132,11 @@ class TrainConfig(TuneConfig):
     """Prompt-based fine-tuning of the text encoder (paper section 3.2.2)."""
 
     switch_at: Fraction = Field(0.8, description="training: the chain before it is the frozen encoder's, and cached")
+    encoders: tuple[Literal["text_encoder", "text_encoder_2"], ...] = Field(
+        ("text_encoder",),
+        min_length=1,
+        description="what is tuned; SDXL has two: text_encoder (CLIP ViT-L) and text_encoder_2 (OpenCLIP bigG)",
+    )
     num_inference_steps: Positive | None = Field(
         None, description="steps of the training chain; fewer let K of them reach further back. None: as when sampling"
     )

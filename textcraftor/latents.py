@@ -34,8 +34,8 @@ def prefix_key(base: str, chain: ChainConfig, switch: int, prompts: Sequence[str
 
 
 def cache_prefix(path: Path, key: str, sampler: Sampler, prompts: Sequence[str], seeds: Sequence[int], batch_size: int) -> bool:
-    """Make sure that `path` holds the prefix latents of these rows. Returns whether they had to be computed."""
-    if stored_key(path) == key:
+    """Make sure that `path` holds the prefixes of these rows, (N, C', h, w). Returns whether they had to be computed."""
+    if stored_key(path) == key and _shape(path) == (len(prompts), *sampler.prefix_shape):
         return False
     starts = range(0, len(prompts), batch_size)
     batches = [
@@ -70,3 +70,8 @@ def stored_key(path: Path) -> str | None:
             return (file.metadata() or {}).get("key")
     except (FileNotFoundError, OSError, SafetensorError):
         return None
+
+
+def _shape(path: Path) -> tuple[int, ...]:
+    with safe_open(path, framework="pt") as file:
+        return tuple(file.get_slice("latents").get_shape())

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from textcraftor.artifact import identity
+from textcraftor.artifact import base_identity, identity
 from textcraftor.config import ChainConfig, Config, RewardConfig, switch_step
 from textcraftor.latents import cache_prefix, prefix_key, read_tensor, save_tensor, stored_key
 from textcraftor.models import load_base
@@ -95,5 +95,4 @@ def read_text_features(config: Config, root: Path, reward: str, prompts: Sequenc
 
 
 def _latents_key(config: Config, chain: ChainConfig, switch_at: float, prompts: Sequence[str], seeds: Sequence[int]) -> str:
-    base = identity(config.base.path, config.base.revision)
-    return prefix_key(base, chain, switch_step(switch_at, chain.num_inference_steps), prompts, seeds)
+    return prefix_key(base_identity(config.base), chain, switch_step(switch_at, chain.num_inference_steps), prompts, seeds)

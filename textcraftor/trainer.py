@@ -33,7 +33,7 @@ class TrainSet:
     """The train prompts with what `prepare` computed for them; row i of each belongs to prompt i."""
 
     prompts: Sequence[str]
-    latents: Tensor  # (N, C, h, w), at the training switch
+    latents: Tensor  # (N, C', h, w), prefixes at the training switch: see `Sampler.prefix_shape`
     text_features: Mapping[str, Tensor]  # reward -> (N, D)
 
     def batch(self, position: int, size: int, seed: int, device: torch.device) -> "TrainSet":
@@ -117,10 +117,10 @@ class Trainer:
 
         Raises TrainingError naming the reward that is not finite.
         """
-        prompt_embeds = self.base.prompt_embeds(batch.prompts, self.tuned.text_encoder)
-        prefix = batch.latents.to(prompt_embeds.dtype)
-        tune = self.tune
-        latents = self.sampler.finish(prefix, prompt_embeds, self.tuned.unet, tune.grad_steps, tune.gradient_checkpointing)
+        conditioning, tune = self.base.conditioning(batch.prompts, self.tuned), self.tune
+        latents = self.sampler.finish(
+            batch.latents, conditioning, self.tuned.unet, tune.grad_steps, tune.gradient_checkpointing
+        )
         total, rewards = self.mix(self.sampler.decode(latents), batch.text_features)
         broken = [name for name, values in rewards.items() if not torch.isfinite(values).all()]
         if broken:

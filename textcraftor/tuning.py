@@ -3,18 +3,19 @@
 They gather what `prepare` computed, run the trainer and leave an artifact that carries its proof.
 """
 
-import copy
 import csv
 import hashlib
 import json
 import shutil
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from textcraftor.artifact import digest, identity, proof, write_json, written_aside
+from textcraftor.artifact import base_identity, digest, identity, proof, write_json, written_aside
 from textcraftor.candidate import Candidate
 from textcraftor.config import Config, TuneConfig
 from textcraftor.errors import ConfigError, ModelError, unknown
@@ -30,15 +31,15 @@ WATCHED = 8  # prompts in a sample grid
 def train_text_encoder(config: Config, mix: str, root: Path, device: torch.device) -> Path:
     """Stage `train@MIX`: tune the text encoder on one reward mix; returns `data/encoders/MIX`.
 
-    Raises ConfigError for an unknown mix, ModelError for missing or stale inputs, TrainingError when a loss is not
-    finite.
+    Raises ConfigError for an unknown mix or an encoder the base lacks, ModelError for missing or stale inputs,
+    TrainingError when a loss is not finite.
     """
     weights = _weights(config, mix)
     base = load_base(config.base, device)
-    encoder = copy.deepcopy(base.text_encoder).float().requires_grad_(True)
-    trainer, inputs = _trainer(config, config.train, weights, root, base, TunedModel(encoder), encoder)
+    encoders: dict[str, nn.Module] = {name: base.trainable(name) for name in sorted(set(config.train.encoders))}
+    trainer, inputs = _trainer(config, config.train, weights, root, base, TunedModel(**encoders), encoders)
     record = _proof(config, config.train, weights, inputs)
-    return _run(trainer, record, config, root, root / "data/encoders" / mix, "text_encoder")
+    return _run(trainer, record, config, root, root / "data/encoders" / mix, encoders)
 
 
 def train_unet(config: Config, mix: str, root: Path, device: torch.device) -> Path:
@@ -50,13 +51,12 @@ def train_unet(config: Config, mix: str, root: Path, device: torch.device) -> Pa
     base = load_base(config.base, device)
     candidate = Candidate.find(mix, root)
     frozen = load_candidate(candidate, base)
-    if frozen is None or candidate.text_encoder is None:
+    if frozen is None:
         raise ModelError("The UNet is tuned on a tuned text encoder, and the base has none. Train a mix first")
-    unet = copy.deepcopy(base.pipe.unet).float().requires_grad_(True)
-    tuned = TunedModel(frozen.text_encoder, unet)
-    trainer, inputs = _trainer(config, config.train_unet, weights, root, base, tuned, unet)
-    record = _proof(config, config.train_unet, weights, {**inputs, "text_encoder": candidate.text_encoder})
-    return _run(trainer, record, config, root, root / "data/unets" / mix, "unet")
+    unet = {"unet": base.trainable("unet")}
+    trainer, inputs = _trainer(config, config.train_unet, weights, root, base, replace(frozen, **unet), unet)
+    record = _proof(config, config.train_unet, weights, {**inputs, **candidate.parts})
+    return _run(trainer, record, config, root, root / "data/unets" / mix, unet)
 
 
 def _weights(config: Config, mix: str) -> dict[str, float]:
@@ -72,7 +72,7 @@ def _trainer(
     root: Path,
     base: Base,
     tuned: TunedModel,
-    module: nn.Module,
+    modules: dict[str, nn.Module],
 ) -> tuple[Trainer, dict[str, Path]]:
     """The trainer with all that `prepare` made for it, and the files it came from."""
     prompts, _, _ = train_rows(root)
@@ -82,6 +82,7 @@ def _trainer(
     for reward in rewards.values():
         reward.drop_text_tower()
     sampler = Sampler(base, config.train_chain, config.train.switch_at)
+    module = next(iter(modules.values())) if len(modules) == 1 else nn.ModuleDict(modules)
     trainer = Trainer(base, sampler, RewardMix(rewards, weights), train_set, tune, tuned, module)
     return trainer, {"prompts": root / CURATED / "train.parquet", "latents": root / LATENTS / "train.safetensors"}
 
@@ -96,25 +97,32 @@ def _proof(config: Config, tune: TuneConfig, weights: dict[str, float], inputs: 
         "rewards": {name: config.rewards[name].model_dump(mode="json") for name in weights},
     }
     models = {
-        "base": identity(config.base.path, config.base.revision),
+        "base": base_identity(config.base),
         **{name: identity(config.rewards[name].path) for name in weights},
     }
     return {**proof(sections, inputs, tune.seed), "models": models}
 
 
-def _run(trainer: Trainer, record: dict[str, Any], config: Config, root: Path, out: Path, part: str) -> Path:
+def _run(trainer: Trainer, record: dict[str, Any], config: Config, root: Path, out: Path, parts: dict[str, nn.Module]) -> Path:
     """Fit, then write the artifact whole. The state to resume from lives outside `out`, which DVC deletes first."""
-    facts = [part, {name: value for name, value in record.items() if name != "code_revision"}]
+    facts = ["+".join(parts), {name: value for name, value in record.items() if name != "code_revision"}]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     state = root / ".textcraftor/training" / key[:16]
     history = trainer.fit(state, key, _watched(config, root, trainer.sampler))
     with written_aside(out) as aside:
-        trainer.module.save_pretrained(aside / part)
+        for part, module in parts.items():
+            cast(Any, module).save_pretrained(aside / part)
         shutil.copytree(state / "grids", aside / "grids")
         _write_history(aside / "history.csv", history)
-        write_json(aside / "proof.json", {**record, "weights": digest(aside / part)})
+        write_json(aside / "proof.json", {**record, "weights": _digest(aside, parts)})
     shutil.rmtree(state)
     return out
+
+
+def _digest(folder: Path, parts: Iterable[str]) -> str | dict[str, str]:
+    """Of the one module that was tuned, or of each."""
+    digests = {part: digest(folder / part) for part in parts}
+    return digests if len(digests) > 1 else next(iter(digests.values()))
 
 
 def _watched(config: Config, root: Path, sampler: Sampler) -> tuple[list[str], Tensor]:

@@ -9,9 +9,9 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from textcraftor.artifact import identity, proof, written_aside
+from textcraftor.artifact import base_identity, proof, written_aside
 from textcraftor.candidate import Candidate
-from textcraftor.config import Config
+from textcraftor.config import BaseConfig, Config
 from textcraftor.errors import ModelError, PromptError, unknown
 from textcraftor.evaluate.claims import Counts, count_claims
 from textcraftor.evaluate.generation import draw, plan
@@ -61,7 +61,7 @@ def measure(
     settings = config.evaluate
     scores = Scores(
         candidate=model.name,
-        digest=model.digest or identity(config.base.path, config.base.revision),
+        digest=model.digest or base_identity(config.base),
         judges=settings.judges,
         trained_on=tuple(sorted(name for name, weight in _mix(config, model.name).items() if weight)),
         proof=_proof(config, model, root),
@@ -127,7 +127,7 @@ def _proof(config: Config, model: Candidate, root: Path) -> dict[str, Any]:
     """The proof of a table of scores; weights that are no local path are named by the configuration alone."""
     paths = {"prompts": root / CURATED / "heldout.parquet", "base": Path(config.base.path)}
     paths |= {f"judge {name}": Path(config.rewards[name].path) for name in _comparable(config)["judges"] if name != ORACLE}
-    paths |= {part: path for part in ("text_encoder", "unet") if (path := getattr(model, part))}
+    paths |= model.parts
     present = {name: path for name, path in paths.items() if path != Path() and path.exists()}
     return proof({**_comparable(config), "evaluate": config.evaluate}, present, config.evaluate.seed)
 
@@ -140,6 +140,8 @@ def _base_scores(config: Config, root: Path, rows: pl.DataFrame) -> Scores:
         raise PromptError(f"The base was evaluated on other prompts or noise. {again}")
     now = _proof(config, Candidate(BASE), root)
     then = scores.proof
+    # Settings that came after these scores hold their defaults in them.
+    then["config"]["base"] = BaseConfig.model_validate(then["config"]["base"]).model_dump(mode="json")
     differing = [part for part in _comparable(config) if then["config"].get(part) != now["config"][part]]
     differing += [f"weights of {name}" for name, digest in now["inputs"].items() if then["inputs"].get(name) != digest]
     if differing:
