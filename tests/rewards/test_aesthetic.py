@@ -13,7 +13,7 @@ from transformers import CLIPModel, CLIPVisionModelWithProjection
 from textcraftor.config import RewardConfig
 from textcraftor.errors import ModelError, RewardError
 from textcraftor.rewards import Reward, load_reward
-from textcraftor.rewards.aesthetic import collapse
+from textcraftor.rewards.head import collapse
 from textcraftor.rewards.weights import read_tensors
 
 REPOSITORY = Path(__file__).parents[2]
