@@ -63,17 +63,13 @@ def reward_configs(folder: Path) -> dict[str, RewardConfig]:
     published = folder / "hpsv2/HPS_v2.1_compressed.pt"
     return {
         "pickscore": RewardConfig(kind="pickscore", path=str(folder / "pickscore")),
-        "hpsv2": RewardConfig(
-            kind="hpsv2", path=str(published if published.exists() else folder / "hpsv2"), version="2.1"
-        ),
+        "hpsv2": RewardConfig(kind="hpsv2", path=str(published if published.exists() else folder / "hpsv2"), version="2.1"),
         "aesthetic": RewardConfig(kind="aesthetic", path=str(folder / "aesthetic")),
         "clip": RewardConfig(kind="clip", path=str(folder / "clip")),
     }
 
 
-def load_rewards(
-    folder: Path, dtype: torch.dtype, ledger: Ledger
-) -> tuple[dict[str, Reward], dict[str, Tensor]]:
+def load_rewards(folder: Path, dtype: torch.dtype, ledger: Ledger) -> tuple[dict[str, Reward], dict[str, Tensor]]:
     """The rewards without their text towers, and the prompt's text features."""
     rewards, features = {}, {}
     for name, config in reward_configs(folder).items():
@@ -146,9 +142,7 @@ def run(folder: Path, dtype: torch.dtype, steps: int = 25, grad_steps: int = 5) 
         "autoencoder": base.pipe.vae,
         **{f"{name} image tower": reward for name, reward in rewards.items()},
     }
-    counts = ", ".join(
-        f"{name} {sum(p.numel() for p in part.parameters()) / 1e6:,.0f} M" for name, part in sizes.items()
-    )
+    counts = ", ".join(f"{name} {sum(p.numel() for p in part.parameters()) / 1e6:,.0f} M" for name, part in sizes.items())
     return ledger, (
         f"Parameters: {counts}. Rewards (of random weights): {scores}. Gradient of the text encoder: norm {norm:.3e}, "
         f"{sum(p.grad is not None for p in encoder.parameters())} of {len(list(encoder.parameters()))} tensors; "

@@ -234,7 +234,7 @@ def blip_shapes() -> dict[str, tuple[int, ...]]:
 
 def save_bert_tokenizer(folder: Path) -> None:
     """BERT's tokenizer as bert-base-uncased has it, without the two tokens that BLIP adds."""
-    words = Tokenizer(WordPiece({word: index for index, word in enumerate(BERT_WORDS)}, unk_token="[UNK]"))
+    words = Tokenizer(WordPiece({word: index for index, word in enumerate(BERT_WORDS)}, "[UNK]"))
     words.normalizer = BertNormalizer(lowercase=True)
     words.pre_tokenizer = BertPreTokenizer()
     words.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])

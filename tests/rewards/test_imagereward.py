@@ -78,7 +78,9 @@ def reference(state: State, folder: Path, pixels: Tensor, prompts: list[str]) ->
         hidden = attend(under(layer, "attention."), hidden, hidden, attended)
         hidden = attend(under(layer, "crossattention."), hidden, image, None)
         wide = F.gelu(F.linear(hidden, layer["intermediate.dense.weight"], layer["intermediate.dense.bias"]))
-        hidden = norm(under(layer, "output."), hidden + F.linear(wide, layer["output.dense.weight"], layer["output.dense.bias"]))
+        hidden = norm(
+            under(layer, "output."), hidden + F.linear(wide, layer["output.dense.weight"], layer["output.dense.bias"])
+        )
     score = hidden[:, 0]
     for index in (0, 2, 4, 6, 7):
         score = F.linear(score, state[f"mlp.layers.{index}.weight"], state[f"mlp.layers.{index}.bias"])
