@@ -13,6 +13,8 @@ at small size).
 import argparse
 import contextlib
 import copy
+import ctypes
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,25 +34,27 @@ GIB = 2**30
 
 
 class Ledger:
-    """Seconds and peak memory of each part."""
+    """Seconds, processor seconds and peak memory of each part; said on stderr as each ends."""
 
     def __init__(self) -> None:
-        self.rows: list[tuple[str, float, float]] = []
+        self.rows: list[tuple[str, float, float, float]] = []
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
         Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
-        started = time.monotonic()
+        started, worked = time.monotonic(), time.process_time()
         yield
-        self.rows.append((name, time.monotonic() - started, peak_memory()))
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back, or it would count against the next part
+        self.rows.append((name, time.monotonic() - started, time.process_time() - worked, peak_memory()))
+        print("{}: {:.1f} s, {:.1f} s of processor, peak {:.1f} GiB".format(*self.rows[-1]), file=sys.stderr, flush=True)
 
     @property
     def peak(self) -> float:
-        return max(gib for _, _, gib in self.rows)
+        return max(row[3] for row in self.rows)
 
     def markdown(self) -> str:
-        rows = [f"| {name} | {seconds:.1f} | {gib:.1f} |" for name, seconds, gib in self.rows]
-        return "\n".join(["| part | seconds | peak memory, GiB |", "|---|---:|---:|", *rows])
+        rows = ["| {} | {:.1f} | {:.1f} | {:.1f} |".format(*row) for row in self.rows]
+        return "\n".join(["| part | seconds | processor seconds | peak memory, GiB |", "|---|---:|---:|---:|", *rows])
 
 
 def peak_memory() -> float:
@@ -150,15 +154,16 @@ def run(folder: Path, dtype: torch.dtype, steps: int = 25, grad_steps: int = 5) 
     )
 
 
-def page(ledger: Ledger, outcome: str, size: int, dtype: torch.dtype) -> str:
+def page(ledger: Ledger, outcome: str, dtype: torch.dtype) -> str:
     return f"""# One training step at full size
 
 Stable Diffusion 1.5, PickScore (ViT-H/14), HPSv2.1 (ViT-H-14), aesthetic (ViT-L/14) and CLIP (ViT-g-14), random weights
 in the published architectures and file formats, on a CPU ({torch.get_num_threads()} threads, torch {torch.__version__}).
-One prompt, {size} px, base and text encoder in fp32, reward towers in {str(dtype).removeprefix("torch.")}. Written by
+One prompt, 512 px, base and text encoder in fp32, reward towers in {str(dtype).removeprefix("torch.")}. Written by
 `python -m benchmarks.full_size_step`.
 
-**Peak memory {ledger.peak:.1f} GiB; {sum(seconds for _, seconds, _ in ledger.rows):.0f} seconds in all.**
+**Peak memory {ledger.peak:.1f} GiB; {sum(row[1] for row in ledger.rows):.0f} seconds in all, of which the processor
+worked {sum(row[2] for row in ledger.rows):.0f} (all threads together).**
 
 {ledger.markdown()}
 
@@ -173,7 +178,7 @@ def main() -> None:
     given = arguments.parse_args()
     dtype = getattr(torch, given.dtype)
     ledger, outcome = run(given.folder, dtype)
-    print(page(ledger, outcome, 512, dtype))
+    print(page(ledger, outcome, dtype))
 
 
 if __name__ == "__main__":
