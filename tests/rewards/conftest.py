@@ -234,11 +234,12 @@ def blip_shapes() -> dict[str, tuple[int, ...]]:
 
 def save_bert_tokenizer(folder: Path) -> None:
     """BERT's tokenizer as bert-base-uncased has it, without the two tokens that BLIP adds."""
-    words = Tokenizer(WordPiece({word: index for index, word in enumerate(BERT_WORDS)}, "[UNK]"))
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    vocabulary = {word: index for index, word in enumerate(BERT_WORDS)}
+    words = Tokenizer(WordPiece(vocabulary, unk_token=names["unk_token"]))
     words.normalizer = BertNormalizer(lowercase=True)
     words.pre_tokenizer = BertPreTokenizer()
     words.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
-    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=40, **names).save_pretrained(folder)
 
 
