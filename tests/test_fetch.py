@@ -73,7 +73,9 @@ def test_the_environment_names_the_mirror_too(tmp_path: Path, hub: Hub, monkeypa
 def test_an_interrupted_download_goes_on_where_it_broke(tmp_path: Path, hub: Hub) -> None:
     run = wants(tmp_path, files={"model.safetensors": sha256(WEIGHTS)})
     hub.cut_after = 100_000
-    with pytest.raises(ModelError, match=r"model\.safetensors of acme/base@0123456 could not be downloaded.*0\.1 MB of it are kept"):
+    with pytest.raises(
+        ModelError, match=r"model\.safetensors of acme/base@0123456 could not be downloaded.*0\.1 MB of it are kept"
+    ):
         get(run, tmp_path, hub)
     assert not (tmp_path / "weights").exists() and not (tmp_path / LOCK).exists()
     (part,) = (tmp_path / PARTS).iterdir()
@@ -97,7 +99,9 @@ def test_a_wrong_sha256_is_refused_by_name_and_kept_out(tmp_path: Path, hub: Hub
         hub.lies["acme/base/model.safetensors"] = other
     else:
         hub.files["acme/base/model.safetensors"] = other
-    with pytest.raises(ModelError, match=rf"model\.safetensors of acme/base@0123456: its sha256 is {sha256(other)}, but {told_by}"):
+    with pytest.raises(
+        ModelError, match=rf"model\.safetensors of acme/base@0123456: its sha256 is {sha256(other)}, but {told_by}"
+    ):
         get(run, tmp_path, hub)
     assert not (tmp_path / "weights/base/model.safetensors").exists()
     assert not list((tmp_path / PARTS).iterdir()), "nor may the next call build upon it"
@@ -194,7 +198,9 @@ def test_a_local_folder_stands_in_for_the_hub(tmp_path: Path, layout: str, monke
     shelf = tmp_path / "shelf"
     (shelf / layout).mkdir(parents=True)
     (shelf / layout / "model.safetensors").write_bytes(WEIGHTS)
-    with pytest.raises(ModelError, match=r"config\.json of acme/base@0123456 is not in .*shelf\. Looked for base/config\.json, acme"):
+    with pytest.raises(
+        ModelError, match=r"config\.json of acme/base@0123456 is not in .*shelf\. Looked for base/config\.json, acme"
+    ):
         get(wants(tmp_path), tmp_path, folder=shelf)
     (shelf / layout / "config.json").write_bytes(CONFIG)
     assert [each.action for each in get(wants(tmp_path), tmp_path, folder=shelf)] == ["copied", "copied"]
@@ -212,7 +218,10 @@ def test_a_pinned_file_may_lie_anywhere_in_the_folder_an_unpinned_one_may_not(tm
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"files": {"nope.json": ""}}, r"nope\.json of acme/base@0123456 could not be downloaded.*no such file at that revision"),
+        (
+            {"files": {"nope.json": ""}},
+            r"nope\.json of acme/base@0123456 could not be downloaded.*no such file at that revision",
+        ),
         ({"hub": "acme/gone"}, r"could not be downloaded"),
     ],
 )

@@ -309,9 +309,7 @@ def switch_step(switch_at: float, num_inference_steps: int) -> int:
     return round(switch_at * num_inference_steps)
 
 
-def load(
-    params: Path | str = "params.yaml", overrides: Mapping[str, Any] | None = None, profile: str | None = None
-) -> Config:
+def load(params: Path | str = "params.yaml", overrides: Mapping[str, Any] | None = None, profile: str | None = None) -> Config:
     """Resolve a run: the profile, overlaid by `params`, overlaid by `overrides` (nested mappings).
 
     profile: instead of the one that `params` names. What `params` overrides belongs to the profile it names: another

@@ -157,9 +157,7 @@ def fault(each: Wanted, root: Path, lock: Mapping[str, Entry]) -> str:
     return "" if expected or not each.converted else f"it is not in {LOCK}, so nothing says what it is"
 
 
-def _bring(
-    each: Wanted, root: Path, lock: Mapping[str, Entry], folder: Path | None, mirror: str
-) -> tuple[Fetched, Entry]:
+def _bring(each: Wanted, root: Path, lock: Mapping[str, Entry], folder: Path | None, mirror: str) -> tuple[Fetched, Entry]:
     target, entry = root / each.path, lock.get(str(each.path))
     if target.is_file() and not fault(each, root, lock):
         action: Action = "present" if entry else "recorded"
@@ -224,7 +222,11 @@ def _download(each: Wanted, part: Path, expected: str, mirror: str) -> str:
         _append(about.location, part, {} if elsewhere else build_hf_headers(), about.size)
         return told if len(told) == 64 else ""
     except (HfHubHTTPError, CONNECTION_ERROR, OSError) as error:
-        so_far = f" {part.stat().st_size / 1e6:.1f} MB of it are kept, and the next fetch goes on from there." if part.exists() else ""
+        so_far = (
+            f" {part.stat().st_size / 1e6:.1f} MB of it are kept, and the next fetch goes on from there."
+            if part.exists()
+            else ""
+        )
         raise ModelError(f"{each} could not be downloaded: {_brief(error)}.{so_far} {_hint(error)}") from None
 
 
@@ -288,7 +290,10 @@ def _require_space(config: Config, root: Path, files: list[Wanted]) -> None:
     needed = sum(config.downloads[name].megabytes for name in absent) / 1000
     free = shutil.disk_usage(root).free / 1e9
     if needed > free:
-        raise ModelError(f"The downloads need about {needed:.1f} GB, {free:.1f} GB are free here. Make room, or name some of {', '.join(sorted(absent))}")
+        raise ModelError(
+            f"The downloads need about {needed:.1f} GB, {free:.1f} GB are free here. "
+            f"Make room, or name some of {', '.join(sorted(absent))}"
+        )
 
 
 def _hint(error: Exception) -> str:

@@ -76,15 +76,15 @@ def _ask(reward: Reward, images: Tensor, prompts: Sequence[str], batch_size: int
 
 
 @torch.inference_mode()
-def _ask_matrix(
-    reward: Reward, images: Tensor, prompts: Sequence[str], batch_size: int, device: torch.device | str
-) -> Tensor:
+def _ask_matrix(reward: Reward, images: Tensor, prompts: Sequence[str], batch_size: int, device: torch.device | str) -> Tensor:
     """Each image's mean score over all prompts: the row means of the whole prompt-image matrix.
 
     A cosine is linear in the prompt's features, so the mean over the prompts is the score of their mean.
     """
     if not isinstance(reward, CosineReward):
-        raise RewardError(f"Judge {reward.name + MATRIX!r}: {reward.name} is no cosine of prompt and image, only those have a matrix")
+        raise RewardError(
+            f"Judge {reward.name + MATRIX!r}: {reward.name} is no cosine of prompt and image, only those have a matrix"
+        )
     unique = list(dict.fromkeys(prompts))
     text = torch.cat([reward.text_features(unique[rows]) for rows in _batches(len(unique), batch_size)])
     mean = text.double().mean(0, keepdim=True).to(text)

@@ -25,9 +25,7 @@ class Split:
     surplus: pl.DataFrame
 
 
-def split(
-    rows: pl.DataFrame, heldout: int, max_train: int | None, seed: int, held_out_sources: Collection[str] = ()
-) -> Split:
+def split(rows: pl.DataFrame, heldout: int, max_train: int | None, seed: int, held_out_sources: Collection[str] = ()) -> Split:
     """Hold out `heldout` rows, each category by its share; the rest is train, at most `max_train` of it.
 
     held_out_sources: where there are any, the rows of these `source`s are the held-out ones, and no others; what is
