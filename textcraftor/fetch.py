@@ -12,14 +12,14 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 from urllib.parse import urlsplit
 
 import safetensors
 from huggingface_hub import get_hf_file_metadata, hf_hub_url
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.file_download import http_get
-from huggingface_hub.utils import build_hf_headers
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 from safetensors.torch import save_file
 
 from textcraftor.artifact import digest, write_json, written_aside
@@ -34,7 +34,7 @@ PICKLES: Final = (".bin", ".ckpt", ".pt", ".pth")
 STORED_AS: Final = {"open_clip_pytorch_model.bin": "open_clip_model.safetensors", "pytorch_model.bin": "model.safetensors"}
 
 # The hub's client raises its HTTP library's own errors when a connection fails; their root is this base.
-CONNECTION_ERROR: Final = HfHubHTTPError.__bases__[0]
+CONNECTION_ERROR: Final[type[Exception]] = cast(type[Exception], HfHubHTTPError.__bases__[0])
 
 Action = Literal["present", "recorded", "downloaded", "copied"]
 Entry = dict[str, Any]

@@ -121,8 +121,8 @@ class Footprint:
 
     unet: Cost
     vae: Cost
-    text_encoders: Mapping[str, Cost]
-    towers: Mapping[str, Cost]
+    text_encoders: dict[str, Cost]
+    towers: dict[str, Cost]
     unknown: tuple[str, ...]
 
 
@@ -134,7 +134,7 @@ def footprint(config: Config, root: Path, rewards: list[str]) -> Footprint | Non
     dtype: torch.dtype = getattr(torch, config.base.dtype)
     towers = {name: tower_architecture(config.rewards[name], root) for name in rewards}
     known = {name: tower_cost(arch) for name, arch in towers.items() if arch is not None}
-    encoders = {name: text_cost(parts[name]) for name in ("text_encoder", "text_encoder_2") if name in parts}
+    encoders = {name: text_cost(part) for name, part in parts.items() if name.startswith("text_encoder")}
     unknown = tuple(name for name, arch in towers.items() if arch is None)
     latents = config.base.resolution // 2 ** (len(parts["vae"]["block_out_channels"]) - 1)
     return Footprint(unet_cost(parts["unet"], latents, dtype), vae_cost(parts["vae"], latents, dtype), encoders, known, unknown)
