@@ -19,21 +19,24 @@ from textcraftor.errors import ConfigError, UserError
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 Params = Annotated[Path, typer.Option(help="The run: profile, mixes, overrides.")]
+Profile = Annotated[
+    str | None, typer.Option(help="This profile instead of the one params.yaml names, whose overrides are then left out.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
 ROOT = Path()
 PARAMS = Path("params.yaml")
 
 
 @app.command()
-def config(params: Params = PARAMS) -> None:
+def config(params: Params = PARAMS, profile: Profile = None) -> None:
     """Print the resolved configuration, every default spelled out."""
-    typer.echo(configuration.resolved_yaml(configuration.load(params)), nl=False)
+    typer.echo(configuration.resolved_yaml(configuration.load(params, profile=profile)), nl=False)
 
 
 @app.command()
-def curate(params: Params = PARAMS) -> None:
+def curate(params: Params = PARAMS, profile: Profile = None) -> None:
     """Sources -> clean, deduped, classified, split prompts."""
-    run = configuration.load(params)
+    run = configuration.load(params, profile=profile)
     from textcraftor.prompts import curate
 
     summary = curate(run.prompts, ROOT, ROOT / "data/prompts/curated")
@@ -41,15 +44,16 @@ def curate(params: Params = PARAMS) -> None:
 
 
 @app.command()
-def validate(params: Params = PARAMS) -> None:
+def validate(params: Params = PARAMS, profile: Profile = None) -> None:
     """Check the curated prompts; a violation stops everything downstream."""
-    _plugin("textcraftor.verbs", "validate")(configuration.load(params), ROOT)
+    _plugin("textcraftor.verbs", "validate")(configuration.load(params, profile=profile), ROOT)
 
 
 @app.command()
-def prepare(params: Params = PARAMS, device: Device = "auto") -> None:
+def prepare(params: Params = PARAMS, profile: Profile = None, device: Device = "auto") -> None:
     """Compute prefix latents and text features once, for every mix."""
-    run = configuration.load(params)
+    run = configuration.load(params, profile=profile)
+    _require_downloads(run)
     from textcraftor.models import choose_device
     from textcraftor.prepare import prepare
 
@@ -58,11 +62,24 @@ def prepare(params: Params = PARAMS, device: Device = "auto") -> None:
 
 @app.command()
 def train(
-    mix: Annotated[str, typer.Option(help="A mix of the profile.")], params: Params = PARAMS, device: Device = "auto"
+    mix: Annotated[str, typer.Option(help="A mix of the profile.")],
+    params: Params = PARAMS,
+    profile: Profile = None,
+    device: Device = "auto",
+    dry_run: Annotated[
+        bool, typer.Option(help="Print the plan, run one batch where the weights are here, keep nothing.")
+    ] = False,
 ) -> None:
     """Tune the text encoder on one reward mix."""
-    run = configuration.load(params)
+    run = configuration.load(params, profile=profile)
     from textcraftor.models import choose_device
+
+    if dry_run:
+        from textcraftor.dryrun import dry_run as try_it
+
+        try_it(run, mix, ROOT, choose_device(device, run.cpu_threads))
+        return
+    _require_downloads(run)
     from textcraftor.tuning import train_text_encoder
 
     typer.echo(train_text_encoder(run, mix, ROOT, choose_device(device, run.cpu_threads)))
@@ -72,10 +89,12 @@ def train(
 def train_unet(
     mix: Annotated[str, typer.Option(help="A mix whose text encoder is tuned.")],
     params: Params = PARAMS,
+    profile: Profile = None,
     device: Device = "auto",
 ) -> None:
     """Tune the UNet on the frozen tuned text encoder of a mix."""
-    run = configuration.load(params)
+    run = configuration.load(params, profile=profile)
+    _require_downloads(run)
     from textcraftor.models import choose_device
     from textcraftor.tuning import train_unet
 
@@ -86,10 +105,12 @@ def train_unet(
 def evaluate(
     candidate: Annotated[str, typer.Option(help="base, MIX or MIX-unet.")],
     params: Params = PARAMS,
+    profile: Profile = None,
     device: Device = "auto",
 ) -> None:
     """Draw and judge one candidate: same prompts, same noise as the base."""
-    run = configuration.load(params)
+    run = configuration.load(params, profile=profile)
+    _require_downloads(run)
     from textcraftor.evaluate import evaluate
     from textcraftor.models import choose_device
 
@@ -97,9 +118,9 @@ def evaluate(
 
 
 @app.command()
-def gate(params: Params = PARAMS) -> None:
+def gate(params: Params = PARAMS, profile: Profile = None) -> None:
     """Hold every candidate's scores against the thresholds."""
-    run = configuration.load(params)
+    run = configuration.load(params, profile=profile)
     from textcraftor.gate import gate
 
     typer.echo(gate(run, ROOT))
@@ -112,12 +133,13 @@ def generate(
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("generated.png"),
     seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
     params: Params = PARAMS,
+    profile: Profile = None,
     device: Device = "auto",
 ) -> None:
     """Draw one picture: base and tuned model side by side, from the same noise."""
     if not prompt.strip():
         raise ConfigError('The prompt is empty. Say what to draw, for instance: "a small red circle on a white background"')
-    run = configuration.load(params)
+    run = configuration.load(params, profile=profile)
     from textcraftor.candidate import Candidate
     from textcraftor.generate import draw
     from textcraftor.models import choose_device
@@ -131,6 +153,43 @@ def generate(
     typer.echo(out)
 
 
+@app.command()
+def fetch(
+    names: Annotated[list[str] | None, typer.Argument(help="Only these downloads of the profile.")] = None,
+    folder: Annotated[Path | None, typer.Option("--from", help="Take the files from this folder; no network.")] = None,
+    mirror: Annotated[str, typer.Option(help="A hub mirror; else `mirror` of the profile, else HF_ENDPOINT.")] = "",
+    params: Params = PARAMS,
+    profile: Profile = None,
+) -> None:
+    """Get what the profile needs and is not here yet: pinned, resumed, verified, never unpickled."""
+    run = configuration.load(params, profile=profile)
+    from textcraftor.fetch import LOCK, fetch
+
+    for fetched in fetch(run, ROOT, names or (), folder, mirror):
+        typer.echo(f"{fetched.action:<10}  {fetched.bytes / 1e6:>9,.1f} MB  {fetched.path}")
+    typer.echo(f"All is here, as recorded in {LOCK}" if run.downloads else f"Profile {run.profile} needs no downloads")
+
+
+@app.command()
+def doctor(
+    params: Params = PARAMS,
+    profile: Profile = None,
+    device: Device = "auto",
+    verify: Annotated[bool, typer.Option(help="Read every file and compare its sha256.")] = False,
+) -> None:
+    """What the profile needs, what is missing, and what a run will take; exits with 1 when something is missing."""
+    run = configuration.load(params, profile=profile)
+    from rich.console import Console
+
+    from textcraftor.doctor import examine, table
+    from textcraftor.models import choose_device
+
+    findings = examine(run, ROOT, choose_device(device, run.cpu_threads), verify)
+    Console(width=None if sys.stdout.isatty() else 160).print(table(run, findings))
+    if any(finding.fails for finding in findings):
+        raise typer.Exit(1)
+
+
 @app.command("tiny-build")
 def tiny_build(
     out: Annotated[Path, typer.Option(help="Where the weights go.")] = Path("data/tiny"),
@@ -142,6 +201,14 @@ def tiny_build(
     from textcraftor.tiny.recipe.build import build
 
     typer.echo(f"made: {', '.join(build(out, work, seed=seed, device=device)) or 'nothing, all is there'}")
+
+
+def _require_downloads(run: configuration.Config) -> None:
+    """Raises ModelError, naming `fetch`, before a library says the same in words of its own."""
+    if run.downloads:
+        from textcraftor.fetch import require
+
+        require(run, ROOT)
 
 
 def _plugin(group: str, name: str) -> Callable[..., Any]:
