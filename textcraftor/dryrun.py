@@ -1,11 +1,11 @@
 """One real batch of a training stage, thrown away: it shows that the run fits and learns before hours are spent on it."""
 
-import copy
 import time
 from pathlib import Path
 
 import torch
 from rich.console import Console
+from torch import nn
 
 from textcraftor.config import Config
 from textcraftor.errors import TrainingError
@@ -48,7 +48,8 @@ def one_batch(config: Config, mix: str, root: Path, device: torch.device) -> str
     weights = {name: weight for name, weight in config.mix[mix].items() if weight}
     prompts, what = some_prompts(config, root, tune.batch_size)
     base = load_base(config.base, device)
-    encoder = copy.deepcopy(base.text_encoder).float().requires_grad_(True)
+    encoders: dict[str, nn.Module] = {name: base.trainable(name) for name in sorted(set(tune.encoders))}
+    module = nn.ModuleDict(encoders)
     rewards = load_rewards(config.rewards, weights, device)
     features = {name: reward.text_features(prompts) for name, reward in rewards.items()}
     for reward in rewards.values():
@@ -56,12 +57,12 @@ def one_batch(config: Config, mix: str, root: Path, device: torch.device) -> str
     sampler = Sampler(base, config.train_chain, config.train.switch_at)
     seeds = [noise_seed(prompt_id(prompt), number) for number, prompt in enumerate(prompts)]
     batch = TrainSet(prompts, sampler.prefix(prompts, seeds), features)
-    trainer = Trainer(base, sampler, RewardMix(rewards, weights), batch, tune, TunedModel(encoder), encoder)
-    optimizer = torch.optim.AdamW(encoder.parameters(), lr=tune.learning_rate, weight_decay=tune.weight_decay)
+    trainer = Trainer(base, sampler, RewardMix(rewards, weights), batch, tune, TunedModel(**encoders), module)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=tune.learning_rate, weight_decay=tune.weight_decay)
     started = time.monotonic()
     loss, values = trainer.loss(batch)
     loss.backward()
-    norm = float(torch.nn.utils.clip_grad_norm_(encoder.parameters(), tune.max_grad_norm))
+    norm = float(torch.nn.utils.clip_grad_norm_(module.parameters(), tune.max_grad_norm))
     optimizer.step()
     seconds = time.monotonic() - started
     if not 0 < norm < float("inf"):
