@@ -63,10 +63,11 @@ def main() -> None:
     )
     oracle = Oracle()
     print(f"claims that hold: base {oracle.score(drawn, prompts).mean():.3f}, truth {oracle.score(truth, prompts).mean():.3f}")
-    for name in config.rewards:
-        judge = load_reward(name, config.rewards[name])
-        of_truth, of_base = (diversity(judge.image_features(images), each).mean() for images in (truth, drawn))
-        print(f"{name:10} diversity of the truth / of the base = {of_truth / of_base:.2f}")
+    judges = {name: load_reward(name, config.rewards[name]).image_features for name in config.rewards if name != "contrast"}
+    judges["latents as they are"] = lambda images: base.pipe.vae.encode(images * 2 - 1).latent_dist.mode().flatten(1)
+    for name, features in judges.items():
+        of_truth, of_base = (diversity(features(images), each).mean() for images in (truth, drawn))
+        print(f"{name:20} diversity of the truth / of the base = {of_truth / of_base:.2f}")
 
 
 if __name__ == "__main__":

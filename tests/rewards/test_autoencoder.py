@@ -37,6 +37,14 @@ def test_the_same_thing_elsewhere_is_another_picture(layout):
     assert diversity(layout.image_features(moved), 2)[0] > 0.1
 
 
+def test_another_ground_alone_is_nearly_the_same_layout(layout):
+    darker, elsewhere = picture(4).clone(), picture(44)
+    darker[darker == 1] = 0.8
+    other_ground = diversity(layout.image_features(torch.stack([picture(4), darker])), 2)[0]
+    other_place = diversity(layout.image_features(torch.stack([picture(4), elsewhere])), 2)[0]
+    assert other_ground < 0.2 * other_place
+
+
 def test_it_scores_nothing(layout):
     with pytest.raises(RewardError, match=r"layout.*diversity_judge only"):
         layout.score(torch.rand(1, 3, 64, 64), layout.text_features(["a red circle"]))

@@ -1,4 +1,4 @@
-"""Features that know no language: what a VAE keeps of a picture."""
+"""Features that know no language: where a VAE sees something stand."""
 
 from collections.abc import Sequence
 from typing import NoReturn
@@ -15,11 +15,12 @@ from textcraftor.rewards.weights import loading
 
 
 class Autoencoder(Reward):
-    """The latents of a VAE, for `evaluate.diversity_judge`; it scores nothing.
+    """The latents of a VAE without their mean, for `evaluate.diversity_judge`; it scores nothing.
 
     config.path: folder of an AutoencoderKL, such as BASE/vae.  A tower that learned from captions sees of four
     pictures of one prompt mostly what the prompt says, so a model that draws four different mistakes looks diverse
-    to it and one that draws the truth four times looks collapsed (docs/decisions/diversity.md).
+    to it and one that draws the truth four times looks collapsed; so it is with the ground, which the mean carries
+    (docs/decisions/diversity.md).
     """
 
     range = None
@@ -35,9 +36,12 @@ class Autoencoder(Reward):
         return torch.empty(len(checked_prompts(self.name, prompts)), 0, device=self.device)
 
     def image_features(self, images: Tensor) -> Tensor:
-        """(B, C * h * w) float32, L2-normalised: the mode of the latents.  images: (B, 3, H, W) float in [0, 1]."""
-        latents = self.vae.encode(images.to(self.dtype) * 2 - 1).latent_dist.mode()
-        return F.normalize(latents.float().flatten(1), dim=-1)
+        """(B, C * h * w) float32, L2-normalised: each channel's deviation from its mean over the places.
+
+        images: (B, 3, H, W) float in [0, 1]; H and W are what the VAE takes.
+        """
+        latents = self.vae.encode(images.to(self.dtype) * 2 - 1).latent_dist.mode().float()
+        return F.normalize((latents - latents.mean((2, 3), keepdim=True)).flatten(1), dim=-1)
 
     def score(self, images: Tensor, text_features: Tensor) -> NoReturn:
         """Raises RewardError: likeness is between pictures, and one picture has none."""
