@@ -10,6 +10,7 @@ from torch import Tensor
 
 from textcraftor.config import RewardConfig
 from textcraftor.errors import RewardError
+from textcraftor.loading import load_module
 from textcraftor.rewards.base import Reward, checked_prompts
 from textcraftor.rewards.weights import loading
 
@@ -28,7 +29,7 @@ class Autoencoder(Reward):
     def __init__(self, name: str, config: RewardConfig, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(name, config, dtype)
         with loading(config.path, "an AutoencoderKL (config.json and diffusion_pytorch_model.safetensors)"):
-            self.vae = AutoencoderKL.from_pretrained(config.path, torch_dtype=dtype, use_safetensors=True)
+            self.vae = load_module(AutoencoderKL, config.path, dtype)
         self.resolution = self.vae.config.sample_size
 
     def text_features(self, prompts: Sequence[str]) -> Tensor:
