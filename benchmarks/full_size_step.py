@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from textcraftor.config import BaseConfig, ChainConfig, RewardConfig
-from textcraftor.models import Base, load_base
+from textcraftor.models import Base, TunedModel, load_base
 from textcraftor.rewards import Reward, load_reward
 from textcraftor.sampler import Sampler
 
@@ -99,9 +99,9 @@ def gradient_in_slices(
     prefix: (1, C, h, w), the latents at the switch.
     """
     with ledger.part("text encoder"):
-        prompt_embeds = base.prompt_embeds([PROMPT], encoder)
+        conditioning = base.conditioning([PROMPT], TunedModel(encoder))
     with ledger.part(f"last {grad_steps} denoising steps, forward"):
-        latents = sampler.finish(prefix, prompt_embeds, grad_steps=grad_steps, gradient_checkpointing=True)
+        latents = sampler.finish(prefix, conditioning, grad_steps=grad_steps, gradient_checkpointing=True)
     cut = latents.detach().requires_grad_()
     with ledger.part("autoencoder, forward"):
         images = sampler.decode(cut)
