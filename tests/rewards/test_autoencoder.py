@@ -1,7 +1,9 @@
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from textcraftor.config import RewardConfig
 from textcraftor.errors import ModelError, RewardError
@@ -53,3 +55,13 @@ def test_it_scores_nothing(layout):
 def test_no_vae_is_named(tmp_path):
     with pytest.raises(ModelError, match="AutoencoderKL"):
         load_reward("layout", RewardConfig(kind="vae", path=str(tmp_path)))
+
+
+def test_weights_never_load_in_part(tmp_path):
+    folder = shutil.copytree(VAE, tmp_path / "vae")
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    state = load_file(weights)
+    del state["encoder.conv_in.bias"]
+    save_file(state, weights, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"encoder\.conv_in\.bias"):
+        load_reward("layout", RewardConfig(kind="vae", path=str(folder)))

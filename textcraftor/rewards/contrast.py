@@ -19,7 +19,6 @@ class Contrast(Clip):
 
     def __init__(self, name: str, config: RewardConfig, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(name, config, dtype)
-        self.logit_scale = self.text_tower.logit_scale.detach().exp().item()
         self.range = None
 
     def score(self, images: Tensor, text_features: Tensor) -> Tensor:
