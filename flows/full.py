@@ -23,7 +23,8 @@ def full(settings: RunSettings = RunSettings()) -> State[Decision]:  # noqa: B00
     """
     with none_left_behind():
         workspace = open_workspace(Path.cwd(), **settings.model_dump(exclude={"promote"}))
-        for stage in ("curate", "validate", "prepare"):
+        # The first is frozen and never runs here; named, so that `dvc.lock` is whole and `dvc repro` has nothing to add.
+        for stage in ("tiny", "curate", "validate", "prepare"):
             repro(stage, workspace.folder)
         tune_and_evaluate(workspace)
         repro("gate", workspace.folder)

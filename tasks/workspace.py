@@ -137,8 +137,9 @@ def named_paths(config: Config) -> Iterator[str]:
     """Files and folders that the configuration names, as far as they are relative to the workspace."""
     sources = [source for source in (*config.prompts.sources, *config.prompts.benchmarks) if source.kind == "file"]
     for named in (*sources, config.base, *config.rewards.values()):
-        if named.path and not Path(named.path).is_absolute():
-            yield named.path
+        for path in (named.path, getattr(named, "head", ""), getattr(named, "tokenizer", "")):
+            if path and not Path(path).is_absolute():
+                yield path
 
 
 def inputs(folder: Path) -> list[str]:

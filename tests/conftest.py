@@ -13,6 +13,8 @@ from textcraftor.models import Base, load_base
 from textcraftor.rewards import Reward
 from textcraftor.tiny.recipe.tokenizer import new_tokenizer
 
+from .families import FAMILIES
+
 torch.set_num_threads(1)  # models this small only wait for each other on more
 
 CHAIN = ChainConfig(num_inference_steps=5, guidance_scale=3.0)
@@ -81,6 +83,15 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base") / "pipeline"
     random_pipeline().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def family_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A random pipeline of each family on disk: sd1, sd2, sdxl."""
+    folders = {name: tmp_path_factory.mktemp("family") / name for name in FAMILIES}
+    for name, make in FAMILIES.items():
+        make().save_pretrained(folders[name])
+    return folders
 
 
 @pytest.fixture

@@ -63,3 +63,12 @@ def test_json_refuses_what_is_not_a_number_and_keeps_the_old_file(tmp_path: Path
     with pytest.raises(ValueError):
         write_json(path, {"delta": float("nan")})
     assert json.loads(path.read_text()) == {"delta": 1.5}
+
+
+def test_what_lies_beside_is_not_touched(tmp_path: Path) -> None:
+    """Others come and go in a shared folder: a link to nothing stands for a file that has just been deleted."""
+    (tmp_path / "gone").symlink_to(tmp_path / "nothing")
+    with written_aside(tmp_path / "mine") as aside:
+        aside.mkdir()
+        (aside / "part").write_text("whole")
+    assert (tmp_path / "mine/part").read_text() == "whole"

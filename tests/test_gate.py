@@ -1,4 +1,6 @@
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -243,3 +245,45 @@ def test_against_the_champion(scores, config):
     (rule,) = against_champion(broken(better, "oracle"), champion, config)
     assert not rule["passed"]
     assert "gave nan" in rule["why"]
+
+
+def judged_by(scores: Scores, weights: str = "", **facts: str) -> Scores:
+    """The same scores, with a proof that says what the judge `heldout` was."""
+    inputs = {"judge heldout": weights} if weights else {}
+    return replace(scores, proof={"config": {"judges": {"heldout": facts}, "diversity_judge": "heldout"}, "inputs": inputs})
+
+
+HPS = {"kind": "hpsv2", "version": "2.0", "path": "HPS.pt"}
+UNLIKE = [
+    ({**HPS, "version": "2.1"}, r"scores of another version \('2\.1' against '2\.0'\) and cannot be compared"),
+    ({**HPS, "kind": "clip"}, r"scores of another kind \('clip' against 'hpsv2'\)"),
+    ({**HPS, "weights": "ff"}, "scores of another weights and cannot be compared"),
+]
+
+
+@pytest.mark.parametrize(("ours", "why"), UNLIKE)
+def test_scores_of_another_judge_are_not_compared(scores, config, ours, why):
+    scores["base"] = judged_by(scores["base"], **{"weights": "ee", **HPS})
+    scores["balanced"] = judged_by(scores["balanced"], **{"weights": "ee", **ours})
+    scores["aesthetic"] = judged_by(scores["aesthetic"], **{"weights": "ee", **HPS})
+    record = decide(scores, config)
+    assert record["winner"] == "aesthetic" and not record["candidates"]["balanced"]["passed"]
+    of_heldout = [rule for rule in record["candidates"]["balanced"]["rules"] if rule["judge"] in ("heldout", "diversity")]
+    assert of_heldout and all(not rule["passed"] and re.search(why, rule["why"]) for rule in of_heldout)
+
+
+@pytest.mark.parametrize(("ours", "why"), UNLIKE)
+def test_nor_with_a_champion_of_another_judge(scores, config, ours, why):
+    margins = config.gate.model_copy(update={"champion_margin": {"heldout": 10.0}})
+    config = config.model_copy(update={"gate": margins})
+    champion = judged_by(scores["aesthetic"], **{"weights": "ee", **HPS})
+    (rule,) = against_champion(judged_by(scores["balanced"], **{"weights": "ee", **HPS}), champion, config)
+    assert rule["passed"]
+    (rule,) = against_champion(judged_by(scores["balanced"], **{"weights": "ee", **ours}), champion, config)
+    assert not rule["passed"] and rule["value"] is None and re.search(why, rule["why"])
+
+
+def test_judges_without_local_weights_are_told_apart_by_their_hub_id(scores):
+    ours, theirs = judged_by(scores["balanced"], path="a/one"), judged_by(scores["base"], path="a/two")
+    assert "another path ('a/one' against 'a/two')" in (ours.unlike(theirs, "heldout") or "")
+    assert ours.unlike(judged_by(scores["base"], weights="ee", path="b"), "heldout") is None  # the same may lie elsewhere

@@ -122,6 +122,43 @@ def test_the_unet_is_tuned_on_the_mixs_encoder(run: Config, tmp_path: Path) -> N
     assert (tmp_path / "drawn.png").is_file()
 
 
+def test_prefixes_of_another_precision_or_size_are_stale(run: Config, tmp_path: Path) -> None:
+    prepare(run, tmp_path, CPU)
+    assert read_train_latents(run, tmp_path).shape == (8, 4, 4, 4)
+    lower = run.model_copy(update={"base": run.base.model_copy(update={"dtype": "bfloat16"})})
+    with pytest.raises(ModelError, match="belongs to other prompts, base or settings"):
+        read_train_latents(lower, tmp_path)
+    larger = run.model_copy(update={"base": run.base.model_copy(update={"resolution": 64})})
+    prepare(larger, tmp_path, CPU)
+    assert read_train_latents(larger, tmp_path).shape == (8, 4, 8, 8)
+
+
+def test_sdxl_in_bfloat16_with_both_encoders_and_a_multistep_solver(
+    run: Config, family_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """The whole way: prefixes with the solver's history, two encoders in one run, the UNet after them, an image."""
+    settings = {
+        "base": {"path": str(family_folders["sdxl"]), "resolution": 32, "dtype": "bfloat16"},
+        "chain": {"scheduler": "dpmsolver"},
+        "train": {"encoders": ["text_encoder_2", "text_encoder"]},
+    }
+    xl = config.load("params.yaml", {**settings, "mix": {"balanced": {"redness": 1.0}, "aesthetic": {"redness": 1.0}}})
+    prepare(xl, tmp_path, CPU)
+    assert read_train_latents(xl, tmp_path).shape == (8, 8, 4, 4)
+    out = train_text_encoder(xl, "redder", tmp_path, CPU)
+    assert contents(train_text_encoder(xl, "redder", tmp_path, CPU)) == contents(out)
+    assert json.loads((out / "proof.json").read_text())["weights"].keys() == {"text_encoder", "text_encoder_2"}
+    base = load_base(xl.base, CPU)
+    for name in ("text_encoder", "text_encoder_2"):
+        tuned, frozen = load_file(out / name / "model.safetensors"), base.encoders[name].state_dict()
+        assert any(not torch.equal(value, frozen[key]) for key, value in tuned.items()), name
+    train_unet(xl, "redder", tmp_path, CPU)
+    candidate = Candidate.find("redder-unet", tmp_path)
+    assert set(candidate.parts) == {"text_encoder", "text_encoder_2", "unet"}
+    draw(xl, candidate, "a red circle", 0, tmp_path / "drawn.png", CPU)
+    assert (tmp_path / "drawn.png").is_file()
+
+
 def test_training_without_prepare_says_what_to_do(run: Config, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"features.redness\.safetensors does not exist\. Run `textcraftor prepare`"):
         train_text_encoder(run, "redder", tmp_path, CPU)

@@ -29,7 +29,8 @@ def written_aside(path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
         aside = Path(scratch) / path.name
         yield aside
-        _sync(aside)
+        for entry in (aside, *aside.rglob("*")):
+            _sync(entry)
         if path.is_dir() and not path.is_symlink():
             # A folder cannot be replaced in one step: move the old one into the scratch, then rename.
             path.rename(Path(scratch) / "replaced")
@@ -121,12 +122,10 @@ def _version(distribution: str) -> str:
         return "not installed"
 
 
-def _sync(path: Path) -> None:
-    """Flush a file, or a folder with all in it, to the disk, so that a rename never outlives its bytes."""
-    paths = [path, *path.rglob("*")] if path.is_dir() else [path]
-    for entry in paths:
-        descriptor = os.open(entry, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _sync(entry: Path) -> None:
+    """Flush a file, or a folder's list of names, to the disk, so that a rename never outlives its bytes."""
+    descriptor = os.open(entry, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -38,7 +38,7 @@ class Candidate:
             return cls(name)
         encoders = root / "data/encoders"
         mix = name.removesuffix("-unet")
-        if not (encoders / mix).is_dir():
+        if len(Path(name).parts) > 1 or not (encoders / mix).is_dir():
             folder = Path(name)
             if folder.is_dir():
                 return cls(folder.name, **_encoders(folder), unet=_weights(folder / "unet", optional=True))

@@ -20,21 +20,24 @@ from textcraftor.errors import ConfigError, UserError
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 Params = Annotated[Path, typer.Option(help="The run: profile, mixes, overrides.")]
+Profile = Annotated[
+    str | None, typer.Option(help="This profile instead of the one params.yaml names, whose overrides are then left out.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
 ROOT = Path()
 PARAMS = Path("params.yaml")
 
 
 @app.command()
-def config(params: Params = PARAMS) -> None:
+def config(params: Params = PARAMS, profile: Profile = None) -> None:
     """Print the resolved configuration, every default spelled out."""
-    typer.echo(configuration.resolved_yaml(configuration.load(params)), nl=False)
+    typer.echo(configuration.resolved_yaml(configuration.load(params, profile=profile)), nl=False)
 
 
 @app.command()
-def curate(params: Params = PARAMS) -> None:
+def curate(params: Params = PARAMS, profile: Profile = None) -> None:
     """Sources -> clean, deduped, classified, split prompts."""
-    run = configuration.load(params)
+    run = configuration.load(params, profile=profile)
     from textcraftor.prompts import curate
 
     summary = curate(run.prompts, ROOT, ROOT / "data/prompts/curated")
@@ -42,28 +45,42 @@ def curate(params: Params = PARAMS) -> None:
 
 
 @app.command()
-def validate(params: Params = PARAMS) -> None:
+def validate(params: Params = PARAMS, profile: Profile = None) -> None:
     """Check the curated prompts; a violation stops everything downstream."""
-    _plugin("textcraftor.verbs", "validate")(configuration.load(params), ROOT)
+    _plugin("textcraftor.verbs", "validate")(configuration.load(params, profile=profile), ROOT)
 
 
 @app.command()
-def prepare(params: Params = PARAMS, device: Device = "auto") -> None:
+def prepare(params: Params = PARAMS, profile: Profile = None, device: Device = "auto") -> None:
     """Compute prefix latents and text features once, for every mix."""
-    run = configuration.load(params)
+    run = configuration.load(params, profile=profile)
+    _require_downloads(run)
     from textcraftor.models import choose_device
     from textcraftor.prepare import prepare
 
-    prepare(run, ROOT, choose_device(device, run.cpu_threads))
+    prepare(run, ROOT, choose_device(device, run.prepare.cpu_threads or run.cpu_threads))
 
 
 @app.command()
 def train(
-    mix: Annotated[str, typer.Option(help="A mix of the profile.")], params: Params = PARAMS, device: Device = "auto"
+    mix: Annotated[str, typer.Option(help="A mix of the profile.")],
+    params: Params = PARAMS,
+    profile: Profile = None,
+    device: Device = "auto",
+    dry_run: Annotated[
+        bool, typer.Option(help="Print the plan, run one batch where the weights are here, keep nothing.")
+    ] = False,
 ) -> None:
     """Tune the text encoder on one reward mix."""
-    run = configuration.load(params)
+    run = configuration.load(params, profile=profile)
     from textcraftor.models import choose_device
+
+    if dry_run:
+        from textcraftor.dryrun import dry_run as try_it
+
+        try_it(run, mix, ROOT, choose_device(device, run.cpu_threads))
+        return
+    _require_downloads(run)
     from textcraftor.tuning import train_text_encoder
 
     typer.echo(train_text_encoder(run, mix, ROOT, choose_device(device, run.cpu_threads)))
@@ -73,10 +90,12 @@ def train(
 def train_unet(
     mix: Annotated[str, typer.Option(help="A mix whose text encoder is tuned.")],
     params: Params = PARAMS,
+    profile: Profile = None,
     device: Device = "auto",
 ) -> None:
     """Tune the UNet on the frozen tuned text encoder of a mix."""
-    run = configuration.load(params)
+    run = configuration.load(params, profile=profile)
+    _require_downloads(run)
     from textcraftor.models import choose_device
     from textcraftor.tuning import train_unet
 
@@ -87,10 +106,12 @@ def train_unet(
 def evaluate(
     candidate: Annotated[str, typer.Option(help="base, MIX or MIX-unet.")],
     params: Params = PARAMS,
+    profile: Profile = None,
     device: Device = "auto",
 ) -> None:
     """Draw and judge one candidate: same prompts, same noise as the base."""
-    run = configuration.load(params)
+    run = configuration.load(params, profile=profile)
+    _require_downloads(run)
     from textcraftor.evaluate import evaluate
     from textcraftor.models import choose_device
 
@@ -98,9 +119,9 @@ def evaluate(
 
 
 @app.command()
-def gate(params: Params = PARAMS) -> None:
+def gate(params: Params = PARAMS, profile: Profile = None) -> None:
     """Hold every candidate's scores against the thresholds."""
-    run = configuration.load(params)
+    run = configuration.load(params, profile=profile)
     from textcraftor.gate import gate
 
     typer.echo(gate(run, ROOT))
@@ -113,12 +134,13 @@ def generate(
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("generated.png"),
     seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
     params: Params = PARAMS,
+    profile: Profile = None,
     device: Device = "auto",
 ) -> None:
     """Draw one picture: base and tuned model side by side, from the same noise."""
     if not prompt.strip():
         raise ConfigError('The prompt is empty. Say what to draw, for instance: "a small red circle on a white background"')
-    run = configuration.load(params)
+    run = configuration.load(params, profile=profile)
     from textcraftor.candidate import Candidate
     from textcraftor.generate import draw
     from textcraftor.models import choose_device
@@ -130,6 +152,43 @@ def generate(
         candidate = Candidate.find(str(folder), ROOT)
     draw(run, candidate, prompt, seed, out, choose_device(device, run.cpu_threads))
     typer.echo(out)
+
+
+@app.command()
+def fetch(
+    names: Annotated[list[str] | None, typer.Argument(help="Only these downloads of the profile.")] = None,
+    folder: Annotated[Path | None, typer.Option("--from", help="Take the files from this folder; no network.")] = None,
+    mirror: Annotated[str, typer.Option(help="A hub mirror; else `mirror` of the profile, else HF_ENDPOINT.")] = "",
+    params: Params = PARAMS,
+    profile: Profile = None,
+) -> None:
+    """Get what the profile needs and is not here yet: pinned, resumed, verified, never unpickled."""
+    run = configuration.load(params, profile=profile)
+    from textcraftor.fetch import LOCK, fetch
+
+    for fetched in fetch(run, ROOT, names or (), folder, mirror):
+        typer.echo(f"{fetched.action:<10}  {fetched.bytes / 1e6:>9,.1f} MB  {fetched.path}")
+    typer.echo(f"All is here, as recorded in {LOCK}" if run.downloads else f"Profile {run.profile} needs no downloads")
+
+
+@app.command()
+def doctor(
+    params: Params = PARAMS,
+    profile: Profile = None,
+    device: Device = "auto",
+    verify: Annotated[bool, typer.Option(help="Read every file and compare its sha256.")] = False,
+) -> None:
+    """What the profile needs, what is missing, and what a run will take; exits with 1 when something is missing."""
+    run = configuration.load(params, profile=profile)
+    from rich.console import Console
+
+    from textcraftor.doctor import examine, table
+    from textcraftor.models import choose_device
+
+    findings = examine(run, ROOT, choose_device(device, run.cpu_threads), verify)
+    Console(width=None if sys.stdout.isatty() else 160).print(table(run, findings))
+    if any(finding.fails for finding in findings):
+        raise typer.Exit(1)
 
 
 bench = typer.Typer(help="Measure the library against what it replaces.", no_args_is_help=True)
@@ -144,7 +203,7 @@ def _bench() -> None:
 @bench.command("train")
 def bench_train(
     mix: Annotated[str, typer.Option(help="A mix of the profile.")] = "balanced",
-    profile: Annotated[str | None, typer.Option(help="Instead of the one that params.yaml names.")] = None,
+    profile: Profile = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds in which all take turns.")] = 5,
     micro_batch: Annotated[int | None, typer.Option(min=1, help="Of our step; it bounds its memory.")] = None,
@@ -157,7 +216,7 @@ def bench_train(
     device: Device = "auto",
 ) -> None:
     """Our training step against a plain loop with the published code's semantics: speed, memory, gradient."""
-    run = configuration.load(params, {"profile": profile} if profile else None)
+    run = configuration.load(params, profile=profile)
     from textcraftor.bench import bench_training
     from textcraftor.models import choose_device
 
@@ -177,10 +236,18 @@ def tiny_build(
     seed: int = 0,
     device: Device = "auto",
 ) -> None:
-    """Train the embedded base model and its rewards from scratch (about an hour on two cores)."""
+    """Train the embedded base model and its rewards from scratch (about an hour and a half on two cores)."""
     from textcraftor.tiny.recipe.build import build
 
     typer.echo(f"made: {', '.join(build(out, work, seed=seed, device=device)) or 'nothing, all is there'}")
+
+
+def _require_downloads(run: configuration.Config) -> None:
+    """Raises ModelError, naming `fetch`, before a library says the same in words of its own."""
+    if run.downloads:
+        from textcraftor.fetch import require
+
+        require(run, ROOT)
 
 
 def _plugin(group: str, name: str) -> Callable[..., Any]:

@@ -10,11 +10,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from textcraftor.errors import ConfigError, unknown
 
 PROFILES = Path(__file__).parent / "profiles"
+
+MATRIX = "_bxb"  # suffix of a judge that averages the whole prompt-image matrix
 
 SWITCH_HINT = " It is a fraction of the chain: 0.4 is the paper's value for sampling, 0.8 for training."
 
@@ -45,6 +55,8 @@ class FileSource(Section):
     path: str
     column: str = Field("prompt", description="column or key that holds the prompt; case does not matter")
     licence: str = "unknown"
+    held_out: bool = Field(False, description="evaluate on these prompts alone, and train on none of them")
+    origin: str = Field("", description="where to get the file; said when it is missing")
 
 
 PromptSource = Annotated[SceneSource | FileSource, Field(discriminator="kind")]
@@ -65,6 +77,38 @@ class PromptsConfig(Section):
     heldout: Positive = Field(512, description="rows kept for evaluation, never trained on")
     max_train: Positive | None = Field(None, description="at most this many train rows")
     seed: int = 0
+
+
+Sha256 = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
+
+
+class Download(Section):
+    """Files of others that `textcraftor fetch` brings into the folder `to`: from a hub repository, or from a URL."""
+
+    to: str = Field(description="folder in the workspace; where the base, a reward or a prompt source then looks")
+    hub: str = Field("", description="repository on the hub, owner/name; instead of url")
+    revision: Annotated[str, Field(pattern=r"^([0-9a-f]{40})?$")] = Field(
+        "", description="commit of the hub repository, in full: a branch moves"
+    )
+    url: str = Field("", description="address of the one file, where it lies on no hub")
+    files: dict[str, Sha256] = Field(
+        min_length=1, description="file -> sha256; empty: recorded in weights.lock.json at the first fetch, and held to it"
+    )
+    megabytes: Positive = Field(1, description="size of all files, about")
+    licence: str = "unknown"
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "Download":
+        if bool(self.hub) == bool(self.url):
+            raise ValueError(f"give either hub (with revision) or url, got hub {self.hub!r} and url {self.url!r}")
+        if self.hub and not self.revision:
+            raise ValueError(f"{self.hub} needs its revision: the 40 digits of a commit")
+        if self.url and len(self.files) != 1:
+            raise ValueError(f"a url is one file, got {len(self.files)} files")
+        for path in (self.to, *self.files):
+            if Path(path).is_absolute() or ".." in Path(path).parts:
+                raise ValueError(f"{path!r} must stay inside the workspace: relative, without '..'")
+        return self
 
 
 class BaseConfig(Section):
@@ -101,14 +145,27 @@ class SamplerConfig(Section):
 
 
 class RewardConfig(Section):
-    """One reward model: its kind names the class, its path the weights."""
+    """One reward model: its kind names the class, its path the weights.
+
+    What is None is not written anywhere: a reward that does not use a field reads the same with and without it.
+    """
 
     kind: str
     path: str = ""
     head: str = Field("", description="aesthetic: the linear stack's safetensors; default PATH/head.safetensors")
     version: str = Field("", description="of the weights; hpsv2: 2.0 or 2.1, which are not comparable")
-    tokenizer: str = Field("", description="pickscore: folder or hub id of the tokenizer; default PATH")
+    tokenizer: str = Field("", description="pickscore, imagereward: folder or hub id of the tokenizer; default PATH")
     licence: str = Field("unknown", description="of the weights")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        None, description="the towers compute in it, scores stay float32; None: float32"
+    )
+    target: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="detail: rms contrast of each octave; None: 0.05, a photograph's"
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_set(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in dump(self).items() if value is not None}
 
 
 class TuneConfig(Section):
@@ -197,7 +254,11 @@ class EvaluateConfig(Section):
     prompts: Positive = 512
     images_per_prompt: Annotated[int, Field(ge=2)] = Field(4, description="diversity needs at least two")
     batch_size: Positive = 16
-    judges: tuple[str, ...] = Field(min_length=1, description="rewards, and `oracle` in the tiny world")
+    judges: tuple[str, ...] = Field(
+        min_length=1,
+        description="rewards, `oracle` in the tiny world, and REWARD_bxb: a cosine reward's mean over all prompts, "
+        "not only the image's own (the scale of the paper's PickScore)",
+    )
     diversity_judge: str = Field("clip", description="the reward whose image features measure diversity")
     bootstrap: Positive = Field(2000, description="resamples of the prompts")
     seed: int = 0
@@ -232,6 +293,7 @@ class PrepareConfig(Section):
     """The prefix cache: latents at the training switch, computed once for all mixes."""
 
     batch_size: Positive = 64
+    cpu_threads: Positive | None = Field(None, description="as the run's, for this stage, which runs alone. None: the run's")
 
 
 Mix = dict[Name, float]
@@ -244,6 +306,10 @@ class Config(Section):
     mixes: tuple[Name, ...] = Field(min_length=1, description="the mixes to train, of those the profile defines")
     unet_mixes: tuple[Name, ...] = Field((), description="of `mixes`, those whose UNet is tuned too")
     prompts: PromptsConfig
+    downloads: dict[Name, Download] = Field(
+        default_factory=dict, description="what `textcraftor fetch` gets; empty where all is shipped"
+    )
+    mirror: str = Field("", description="address of a hub mirror; empty: the environment's HF_ENDPOINT, or the hub itself")
     base: BaseConfig
     chain: ChainConfig = ChainConfig()
     sampler: SamplerConfig = SamplerConfig()
@@ -268,7 +334,7 @@ class Config(Section):
         for name in self.unet_mixes:
             if name not in self.mixes:
                 raise ValueError(f"unet_mixes: {unknown('mix', name, self.mixes)}")
-        known = {*self.rewards, "oracle"}
+        known = {*self.rewards, *(name + MATRIX for name in self.rewards), "oracle"}
         for judge in (*self.evaluate.judges, *self.gate.champion_margin):
             if judge not in known:
                 raise ValueError(unknown("judge", judge, known))
@@ -281,6 +347,9 @@ class Config(Section):
                 raise ValueError(
                     f"gate.rules: {rule.judge} has no {rule.metric}. Diversity has mean and ratio, a judge the rest"
                 )
+        for name in (*self.evaluate.judges, *(reward for mix in self.mix.values() for reward in mix)):
+            if name in self.rewards and self.rewards[name].kind == "vae":
+                raise ValueError(f"{name} (kind vae) scores no picture: it may be evaluate.diversity_judge, no judge or reward")
         if self.evaluate.diversity_judge not in self.rewards:
             raise ValueError(unknown("reward", self.evaluate.diversity_judge, self.rewards))
         if self.evaluate.prompts > self.prompts.heldout:
@@ -325,12 +394,17 @@ def switch_step(switch_at: float, num_inference_steps: int) -> int:
     return round(switch_at * num_inference_steps)
 
 
-def load(params: Path | str = "params.yaml", overrides: Mapping[str, Any] | None = None) -> Config:
+def load(params: Path | str = "params.yaml", overrides: Mapping[str, Any] | None = None, profile: str | None = None) -> Config:
     """Resolve a run: the profile, overlaid by `params`, overlaid by `overrides` (nested mappings).
 
+    profile: instead of the one that `params` names. What `params` overrides belongs to the profile it names: another
+    one starts without it, and then the file need not even exist.
     Raises ConfigError when a file is missing or not YAML, a key is unknown or a value impossible.
     """
-    chosen = merge(_read(Path(params)), overrides or {})
+    written = _read(Path(params)) if profile is None or Path(params).exists() else {}
+    if profile is not None and profile != written.get("profile", "tiny"):
+        written = {"profile": profile}
+    chosen = merge(written, overrides or {})
     profile = chosen.get("profile", "tiny")
     known = {path.stem: path for path in PROFILES.glob("*.yaml")}
     if profile not in known:

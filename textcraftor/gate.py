@@ -60,7 +60,8 @@ def against_champion(candidate: Scores, champion: Scores, config: Config) -> lis
     """
     rules = []
     for judge, margin in config.gate.champion_margin.items():
-        metrics, fault = _compare(candidate, champion, (judge,), config)
+        unlike = candidate.unlike(champion, judge)
+        metrics, fault = (None, unlike) if unlike else _compare(candidate, champion, (judge,), config)
         value = metrics["judges"][judge]["ci_low"] if metrics else None
         why = fault or f"not worse than the champion by {margin} or more"
         rules.append(_verdict(f"champion.{judge}.ci_low", judge, "ci_low", value, -margin, why))
@@ -110,6 +111,8 @@ def _faults(scores: Scores, base: Scores, config: Config) -> dict[str, str]:
         for side in (scores, base):
             if fault := fault_of(side.table, judge):
                 faults[judge] = f"{side.candidate}: {fault}"
+        if unlike := scores.unlike(base, judge):
+            faults[judge] = unlike
     return faults
 
 

@@ -12,11 +12,13 @@ import diffusers
 import torch
 import transformers
 from diffusers import AutoencoderTiny, DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
-from safetensors import SafetensorError
+from huggingface_hub import snapshot_download
 from torch import nn
 
 from textcraftor.config import BaseConfig
 from textcraftor.errors import ModelError, unknown
+from textcraftor.integrity import LOADING_FAULTS, brief, refuse
+from textcraftor.single_file import read_modules
 
 PIPELINES: dict[str, Any] = {
     "StableDiffusionPipeline": StableDiffusionPipeline,
@@ -27,15 +29,13 @@ PIPELINES: dict[str, Any] = {
 ENCODERS = ("text_encoder", "text_encoder_2")
 MODULES = (*ENCODERS, "unet", "vae")
 
-LOADING_FAULTS = (OSError, ValueError, RuntimeError, SafetensorError, KeyError, TypeError, AttributeError)
-
 
 def load_pipeline(config: BaseConfig) -> Any:
     """The frozen pipeline on the CPU; text encoders in float32, UNet and VAE in `config.dtype`.
 
     Raises ModelError when a file is missing, truncated, of another architecture, or of a family not supported.
     """
-    components, options = _single_file(config) if Path(config.path).is_file() else _folder_or_hub(config)
+    components, options = _components(config)
     if config.tiny_vae:
         components["vae"] = load_module(AutoencoderTiny, config.tiny_vae, dtype=dtype_of(config, "vae"))
     vae, unet = components["vae"], components["unet"]
@@ -68,25 +68,23 @@ def assemble(pipeline: Any, components: Mapping[str, Any], options: Mapping[str,
 
 def load_master(config: BaseConfig, name: str) -> nn.Module:
     """One module of the base in float32, from its file: what is trained starts from unrounded weights."""
-    return cast(nn.Module, _modules(config.model_copy(update={"dtype": "float32"}), [name])[name])
+    exact = config.model_copy(update={"dtype": "float32"})
+    return cast(nn.Module, _modules(exact, _index(exact), [name])[name])
 
 
 def load_module(cls: Any, source: str | Path, dtype: torch.dtype, **where: Any) -> Any:
     """A diffusers or transformers model, whole. where: subfolder, revision. Raises ModelError naming file and keys."""
     label = "/".join(str(part) for part in (source, where.get("subfolder")) if part)
+    # transformers names a mismatched key in its log alone, unless asked to go on and report it.
+    report = {"ignore_mismatched_sizes": True} if issubclass(cls, transformers.PreTrainedModel) else {}
     try:
-        module, info = cls.from_pretrained(source, output_loading_info=True, dtype=dtype, use_safetensors=True, **where)
+        module, info = cls.from_pretrained(
+            source, output_loading_info=True, dtype=dtype, use_safetensors=True, **report, **where
+        )
     except LOADING_FAULTS as error:
         raise ModelError(f"{label} cannot be loaded as {cls.__name__}: {brief(error)}") from None
     refuse(label, cls, {kind: info[f"{kind}_keys"] for kind in ("missing", "unexpected", "mismatched")})
     return module
-
-
-def refuse(label: str, cls: Any, faults: Mapping[str, Any]) -> None:
-    """Raise ModelError when there is any faulty key; kind of fault -> keys."""
-    named = [f"{kind} keys: {_some(keys)}" for kind, keys in faults.items() if keys]
-    if named:
-        raise ModelError(f"{label} does not fit {cls.__name__} ({'; '.join(named)}). Nothing was loaded")
 
 
 def dtype_of(config: BaseConfig, name: str) -> torch.dtype:
@@ -94,32 +92,20 @@ def dtype_of(config: BaseConfig, name: str) -> torch.dtype:
     return torch.float32 if name in ENCODERS else cast(torch.dtype, getattr(torch, config.dtype))
 
 
-def brief(error: Exception) -> str:
-    """An exception of a library as one line."""
-    return " ".join(str(error).split())[:400]
-
-
-def _folder_or_hub(config: BaseConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+def _components(config: BaseConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     """Components of the pipeline by name, and the options of its constructor."""
-    index = _index(config.path, config.revision, "base.path")
-    where = {"revision": config.revision}
-    components = _modules(config, [name for name in MODULES if index.get(name, [None])[0]])
-    try:
-        for name in ("tokenizer", "tokenizer_2", "scheduler"):
-            library, cls = index.get(name, (None, None))
-            if library:
-                module = getattr(diffusers if name == "scheduler" else transformers, cls)
-                components[name] = module.from_pretrained(config.path, subfolder=name, **where)
-    except LOADING_FAULTS as error:
-        raise ModelError(f"base.path = {config.path}: its {name} cannot be loaded: {brief(error)}") from None
-    return components, _options(index)
+    index = _index(config)
+    modules = _modules(config, index, [name for name in MODULES if index.get(name, [None])[0]])
+    pipeline, options = PIPELINES[index["_class_name"]], {}
+    if pipeline is StableDiffusionXLPipeline:
+        options = {"force_zeros_for_empty_prompt": index.get("force_zeros_for_empty_prompt", True)}
+    return {**modules, **_rest(config, index, modules)}, {"pipeline": pipeline, **options}
 
 
-def _modules(config: BaseConfig, names: list[str]) -> dict[str, Any]:
-    if Path(config.path).is_file():
-        components, _ = _single_file(config)
-        return {name: components[name] for name in names}
-    index = _index(config.path, config.revision, "base.path")
+def _modules(config: BaseConfig, index: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
+    if config.config:
+        modules = read_modules(Path(config.path), Path(described_by(config)), {name: index[name][1] for name in names})
+        return {name: module.to(dtype_of(config, name)) for name, module in modules.items()}
     return {
         name: load_module(
             getattr(transformers if name in ENCODERS else diffusers, index[name][1]),
@@ -132,8 +118,15 @@ def _modules(config: BaseConfig, names: list[str]) -> dict[str, Any]:
     }
 
 
-def _single_file(config: BaseConfig) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The same of an original checkpoint (ComfyUI, WebUI). Architecture, tokenizer, scheduler: from base.config."""
+def described_by(config: BaseConfig) -> str:
+    """The folder or hub id with model_index.json, tokenizers and scheduler: base.path, for a single file base.config.
+
+    What a hub id describes a single file by is fetched here, without weights. Raises ModelError.
+    """
+    if not Path(config.path).is_file():
+        if config.config:
+            raise ModelError(f"base.config is for a single-file checkpoint, and base.path = {config.path} is no file")
+        return config.path
     if not config.path.endswith(".safetensors"):
         raise ModelError(
             f"base.path = {config.path}: a single-file checkpoint must be .safetensors; other formats run code when read. "
@@ -144,47 +137,44 @@ def _single_file(config: BaseConfig) -> tuple[dict[str, Any], dict[str, Any]]:
             f"base.path = {config.path} is a single file. Set base.config to a diffusers folder or hub id of its family: "
             "it names the architecture, tokenizer and scheduler (prediction type included), its weights are not read"
         )
-    index = _index(config.config, config.revision, "base.config")
-    options = _options(index)
+    if Path(config.config).is_dir():
+        return config.config
     try:
-        pipe = options["pipeline"].from_single_file(
-            config.path,
-            config=config.config,
-            revision=config.revision,
-            local_files_only=Path(config.config).is_dir(),
-            dtype=torch.float32,
-            safety_checker=None,
-            feature_extractor=None,
-        )
+        return snapshot_download(config.config, revision=config.revision, allow_patterns=["*.json", "*.txt"])
     except LOADING_FAULTS as error:
-        raise ModelError(f"base.path = {config.path} cannot be loaded as {index['_class_name']}: {brief(error)}") from None
-    components = {name: part for name, part in pipe.components.items() if part is not None}
-    for name in MODULES:
-        if module := components.get(name):
-            missing = [key for key, parameter in module.named_parameters() if parameter.is_meta]
-            refuse(f"{config.path} ({name})", type(module), {"missing": missing})
-            module.to(dtype_of(config, name))
-    return components, options
+        raise ModelError(f"base.config = {config.config} is no folder and cannot be fetched: {brief(error)}") from None
 
 
-def _index(source: str, revision: str | None, key: str) -> dict[str, Any]:
-    """model_index.json of a folder or hub id: class of the pipeline, and [library, class] of each component."""
+def _rest(config: BaseConfig, index: Mapping[str, Any], modules: Mapping[str, Any]) -> dict[str, Any]:
+    """Tokenizers and scheduler."""
+    source, parts = described_by(config), {}
+    for name in ("tokenizer", "tokenizer_2", "scheduler"):
+        library, cls = index.get(name, (None, None))
+        if library:
+            module = getattr(diffusers if name == "scheduler" else transformers, cls)
+            try:
+                parts[name] = module.from_pretrained(
+                    source, subfolder=name, revision=None if config.config else config.revision
+                )
+            except LOADING_FAULTS as error:
+                raise ModelError(f"{source}: its {name} cannot be loaded: {brief(error)}") from None
+    for name, encoder in (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2")):
+        # transformers makes an empty tokenizer where the files are missing.
+        if name in parts and len(parts[name]) != modules[encoder].config.vocab_size:
+            raise ModelError(
+                f"{source}: its {name} cannot be loaded: it has {len(parts[name])} tokens, and the {encoder} knows "
+                f"{modules[encoder].config.vocab_size}. A file of it is missing, or of another model"
+            )
+    return parts
+
+
+def _index(config: BaseConfig) -> dict[str, Any]:
+    """model_index.json: the pipeline's class, and [library, class] of each component."""
+    source = described_by(config)
     try:
-        index = cast(dict[str, Any], DiffusionPipeline.load_config(source, revision=revision))
+        index = cast(dict[str, Any], DiffusionPipeline.load_config(source, revision=None if config.config else config.revision))
     except LOADING_FAULTS as error:
-        raise ModelError(f"{key} = {source}: no Stable Diffusion pipeline can be loaded: {brief(error)}") from None
+        raise ModelError(f"base.path = {source}: no Stable Diffusion pipeline can be loaded: {brief(error)}") from None
     if index.get("_class_name") not in PIPELINES:
-        raise ModelError(f"{key} = {source}: {unknown('pipeline', str(index.get('_class_name')), PIPELINES)}")
+        raise ModelError(f"base.path = {source}: {unknown('pipeline', str(index.get('_class_name')), PIPELINES)}")
     return index
-
-
-def _options(index: Mapping[str, Any]) -> dict[str, Any]:
-    pipeline = PIPELINES[index["_class_name"]]
-    if pipeline is StableDiffusionPipeline:
-        return {"pipeline": pipeline}
-    return {"pipeline": pipeline, "force_zeros_for_empty_prompt": index.get("force_zeros_for_empty_prompt", True)}
-
-
-def _some(keys: Any) -> str:
-    names = sorted(map(str, keys))
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -21,7 +21,8 @@ from textcraftor.candidate import Candidate
 from textcraftor.conditioning import Conditioning
 from textcraftor.config import BaseConfig
 from textcraftor.errors import ConfigError, ModelError, unknown
-from textcraftor.loading import ENCODERS, assemble, load_master, load_module, load_pipeline, refuse
+from textcraftor.integrity import refuse
+from textcraftor.loading import ENCODERS, assemble, load_master, load_module, load_pipeline
 from textcraftor.negative import NegativeEmbedding
 
 # Loading prints bars and hints meant for notebooks; our own messages say what matters.

@@ -57,7 +57,7 @@ class Trainer:
         suffice even for half the micro batch; Preempted after SIGTERM. A checkpoint is written before either.
         """
         tune, console = self.tune, Console(stderr=True, quiet=parallel.rank() > 0)
-        optimizer = torch.optim.AdamW(self._groups(), lr=tune.learning_rate, weight_decay=tune.weight_decay)
+        optimizer = self.optimizer()
         rates = [group["lr"] for group in optimizer.param_groups]
         average = MovingAverage(self.module, tune.ema_decay)
         checkpoint = Checkpoint(folder / "checkpoint.safetensors", key)
@@ -178,15 +178,15 @@ class Trainer:
             "kept. Lower train.learning_rate, train.grad_steps or that reward's weight"
         )
 
-    def _groups(self) -> list[dict[str, Any]]:
-        """AdamW's parameter groups, in the module's order: the negative embedding apart."""
+    def optimizer(self) -> torch.optim.AdamW:
+        """AdamW over what is trained, in the module's order; the negative embedding in a group of its own."""
         negative = {id(p) for m in self.module.modules() if isinstance(m, NegativeEmbedding) for p in m.parameters()}
         trained = [p for p in self.module.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in trained if id(p) not in negative], "lr": self.tune.learning_rate},
             {"params": [p for p in trained if id(p) in negative], "lr": self.negative_learning_rate},
         ]
-        return [group for group in groups if group["params"]]
+        return torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=self.tune.weight_decay)
 
     def _grid(self, folder: Path, step: int, rows: tuple[Sequence[str], Tensor]) -> None:
         if parallel.rank() > 0:

@@ -7,7 +7,7 @@ import csv
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from textcraftor import parallel
 from textcraftor.acceleration import accelerate
 from textcraftor.artifact import base_identity, clear_aside, digest, identity, proof, write_json, written_aside
 from textcraftor.candidate import Candidate
-from textcraftor.config import Config, TuneConfig
+from textcraftor.config import Config, TrainConfig, TuneConfig
 from textcraftor.errors import ConfigError, ModelError, unknown
 from textcraftor.lora import add_lora, merged
 from textcraftor.models import Base, TunedModel, load_base, load_candidate
@@ -43,11 +43,7 @@ def train_text_encoder(config: Config, mix: str, root: Path, device: torch.devic
     weights, tune = _weights(config, mix), config.train
     device = parallel.start(device)
     base = load_base(config.base, device)
-    parts: dict[str, Any] = {name: _trainable(base, name, tune) for name in sorted(set(tune.encoders))}
-    if tune.negative_embedding:
-        with torch.no_grad():
-            empty = base.conditioning([""]).prompt_embeds[:1]
-        parts["negative_embedding"] = NegativeEmbedding(empty).to(device)
+    parts = encoder_parts(base, tune)
     trainer, inputs = _trainer(config, tune, weights, root, base, TunedModel(**parts), parts)
     record = _proof(config, tune, weights, inputs)
     return _run(trainer, record, config, root, root / "data/encoders" / mix, parts)
@@ -71,6 +67,21 @@ def train_unet(config: Config, mix: str, root: Path, device: torch.device) -> Pa
     return _run(trainer, record, config, root, root / "data/unets" / mix, unet)
 
 
+def encoder_parts(base: Base, tune: TrainConfig) -> dict[str, Any]:
+    """What conditions the UNet and is tuned, by a candidate's names for it: text encoders, negative embedding."""
+    parts: dict[str, Any] = {name: _trainable(base, name, tune) for name in sorted(set(tune.encoders))}
+    if tune.negative_embedding:
+        with torch.no_grad():
+            empty = base.conditioning([""]).prompt_embeds[:1]
+        parts["negative_embedding"] = NegativeEmbedding(empty).to(base.device)
+    return parts
+
+
+def in_one_module(parts: Mapping[str, nn.Module]) -> nn.Module:
+    """The part itself where there is one, else a module that holds them all."""
+    return next(iter(parts.values())) if len(parts) == 1 else nn.ModuleDict(parts)
+
+
 def _trainable(base: Base, name: str, tune: TuneConfig) -> nn.Module:
     """A copy of the base's module with what is tuned of it: every weight, or a low-rank update."""
     module = base.trainable(name)
@@ -90,7 +101,7 @@ def _trainer(
     root: Path,
     base: Base,
     tuned: TunedModel,
-    modules: dict[str, nn.Module],
+    parts: dict[str, nn.Module],
 ) -> tuple[Trainer, dict[str, Path]]:
     """The trainer with all that `prepare` made for it, and the files it came from."""
     prompts, _, _ = train_rows(root)
@@ -100,10 +111,9 @@ def _trainer(
     for reward in rewards.values():
         reward.drop_text_tower()
     sampler = Sampler(base, config.train_chain, config.train.switch_at)
-    module = next(iter(modules.values())) if len(modules) == 1 else nn.ModuleDict(modules)
     accelerate(sampler, [base.pipe.vae, base.pipe.unet, *([tuned.unet] if tuned.unet else [])], tune)
     objective = Objective(base, sampler, RewardMix(rewards, weights), tune)
-    trainer = Trainer(objective, train_set, tuned, module, config.train.negative_learning_rate)
+    trainer = Trainer(objective, train_set, tuned, in_one_module(parts), config.train.negative_learning_rate)
     return trainer, {"prompts": root / CURATED / "train.parquet", "latents": root / LATENTS / "train.safetensors"}
 
 

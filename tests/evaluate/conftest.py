@@ -60,7 +60,7 @@ def write_params(folder: Path, base: dict[str, Any] | None = None, **evaluate: o
         "base": base or {},
         "chain": {"num_inference_steps": 5, "guidance_scale": 3.0},
         "rewards": {name: {"kind": BRIGHTNESS, "path": "made-up", "version": "7"} for name in ("bright", "heldout")},
-        "mix": {"balanced": {"bright": 1, "clip": 0, "aesthetic": 0, "pickscore": 0, "hpsv2": 0}},
+        "mix": {"balanced": {"bright": 1, "clip": 0, "contrast": 0, "aesthetic": 0, "pickscore": 0, "hpsv2": 0}},
         "train": {"allow_without_clip": True, "grad_steps": 1},
         "train_unet": {"grad_steps": 1},
         "evaluate": settings | evaluate,

@@ -18,6 +18,8 @@ def make_project(folder: Path, **sections: object) -> Path:
     # By its path, not its name: the interpreter that runs the tests is the one that has the library.
     text = (folder / "dvc.yaml").read_text().replace("cmd: python ", f"cmd: {sys.executable} ")
     (folder / "dvc.yaml").write_text(text)
+    (folder / "data/tiny").mkdir(parents=True)
+    (folder / "data/tiny/weights").write_text("shipped")
     params = yaml.safe_load((ROOT / "params.yaml").read_text()) | {"train": {"steps": 200}} | sections
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     (folder / ".dvc").mkdir()

@@ -1,6 +1,7 @@
 """The story on a real Prefect server, with toy stages and a MLflow store in a file."""
 
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from flows.full import full
 from flows.promote import promote
 from flows.settings import RunSettings
 from tasks import registry, tracking
-from tasks.stages import StageFailed
+from tasks.stages import DVC, StageFailed
 from tests.flows.project import make_project, stages_run
 
 ONCE = ["curate", "evaluate aesthetic", "evaluate balanced", "evaluate base", "judge", "prepare"]
@@ -55,6 +56,10 @@ def test_from_prompts_to_a_champion_and_again(project: Path) -> None:
     assert (again.verdict, again.version) == ("champion stays", 2)
     assert sorted(stages_run(project)) == sorted(ONCE)  # no stage ran twice
     assert len(tracking.client().search_model_versions("name = 'textcraftor-tiny'")) == 2
+    before = (project / "dvc.lock").read_bytes()
+    said = subprocess.run([*DVC, "repro"], cwd=project, capture_output=True, text=True, check=True).stdout
+    assert "up to date" in said
+    assert (project / "dvc.lock").read_bytes() == before
 
 
 def test_the_state_is_the_verdict_and_the_ui_shows_it(project: Path) -> None:

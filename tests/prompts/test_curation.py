@@ -200,3 +200,25 @@ def test_parti_prompts_read_raw_quotes_and_all(tmp_path: Path) -> None:
         *read_prompts(tmp_path / "out/heldout.parquet")["prompt"],
     }
     assert any(prompt.startswith('"G I G G L E" painted') for prompt in kept)
+
+
+def test_a_held_out_source_is_evaluated_on_and_never_trained_on(tmp_path: Path) -> None:
+    (tmp_path / "bench.txt").write_text("\n".join([PROMPTS[0], "a benchmark of four", "another of them", "and a third"]))
+    sources = (file("p.txt"), file("bench.txt", held_out=True))
+    summary, train, heldout = curated(tmp_path, PROMPTS, sources=sources, heldout=3, max_train=20, near_duplicate=1.0)
+    assert set(heldout["source"]) == {"bench.txt"} and heldout.height == 3
+    assert set(train["source"]) == {"p.txt"} and train.height == 20
+    assert PROMPTS[0] not in train["prompt"].to_list()  # theirs, though ours comes first in the profile
+    assert summary.sources["bench.txt"].dropped["surplus"] == 1
+    everything, _, heldout = curated(tmp_path, PROMPTS, sources=sources, heldout=10, near_duplicate=1.0)
+    assert heldout.height == 4 and "held_out gave 4" in everything.notes[0]
+
+
+def test_held_out_sources_alone_leave_nothing_to_train_on(tmp_path: Path) -> None:
+    with pytest.raises(PromptError, match=r"0 prompts are left to train on and 10 to evaluate on"):
+        curated(tmp_path, PROMPTS, sources=(file("p.txt", held_out=True),))
+
+
+def test_a_missing_source_says_where_it_comes_from(tmp_path: Path) -> None:
+    with pytest.raises(PromptError, match=r"mine\.parquet does not exist\. Export it from the archive\."):
+        curate(config(sources=(file("mine.parquet", origin="Export it from the archive."),)), tmp_path, tmp_path / "out")

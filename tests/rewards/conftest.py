@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.models import WordLevel, WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer, Whitespace
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from transformers import (
@@ -161,3 +162,99 @@ def pictures(images: Tensor) -> list[Image.Image]:
 @pytest.fixture
 def prompts() -> list[str]:
     return ["a red circle", "a big blue square", "blue"]
+
+
+BERT_WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "red", "blue", "circle", "square", "a", "big"]
+MED = {
+    "architectures": ["BertModel"],
+    "attention_probs_dropout_prob": 0.1,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "hidden_size": 24,
+    "initializer_range": 0.02,
+    "intermediate_size": 48,
+    "layer_norm_eps": 1e-12,
+    "max_position_embeddings": 40,
+    "model_type": "bert",
+    "num_attention_heads": 3,
+    "num_hidden_layers": 2,
+    "pad_token_id": 0,
+    "type_vocab_size": 2,
+    "vocab_size": len(BERT_WORDS) + 2,
+    "encoder_width": 768,
+    "add_cross_attention": True,
+}
+BLIP_WIDTH, BLIP_BLOCKS, BLIP_PATCH = 128, 2, 4
+
+
+def blip_shapes() -> dict[str, tuple[int, ...]]:
+    """Every tensor of a small ImageReward under the published file's key, written down from its layout."""
+    width, hidden, text, wide = BLIP_WIDTH, 4 * BLIP_WIDTH, MED["hidden_size"], MED["intermediate_size"]
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def linear(key: str, fan_in: int, fan_out: int) -> None:
+        shapes[f"{key}.weight"], shapes[f"{key}.bias"] = (fan_out, fan_in), (fan_out,)
+
+    def norm(key: str, size: int) -> None:
+        shapes[f"{key}.weight"], shapes[f"{key}.bias"] = (size,), (size,)
+
+    image = "blip.visual_encoder"
+    shapes[f"{image}.cls_token"] = (1, 1, width)
+    shapes[f"{image}.pos_embed"] = (1, (SIZE // BLIP_PATCH) ** 2 + 1, width)
+    shapes[f"{image}.patch_embed.proj.weight"] = (width, 3, BLIP_PATCH, BLIP_PATCH)
+    shapes[f"{image}.patch_embed.proj.bias"] = (width,)
+    for index in range(BLIP_BLOCKS):
+        block = f"{image}.blocks.{index}"
+        norm(f"{block}.norm1", width)
+        linear(f"{block}.attn.qkv", width, 3 * width)
+        linear(f"{block}.attn.proj", width, width)
+        norm(f"{block}.norm2", width)
+        linear(f"{block}.mlp.fc1", width, hidden)
+        linear(f"{block}.mlp.fc2", hidden, width)
+    norm(f"{image}.norm", width)
+    bert = "blip.text_encoder"
+    shapes[f"{bert}.embeddings.word_embeddings.weight"] = (MED["vocab_size"], text)
+    shapes[f"{bert}.embeddings.position_embeddings.weight"] = (MED["max_position_embeddings"], text)
+    norm(f"{bert}.embeddings.LayerNorm", text)
+    for index in range(MED["num_hidden_layers"]):
+        layer = f"{bert}.encoder.layer.{index}"
+        for attention, source in (("attention", text), ("crossattention", width)):
+            linear(f"{layer}.{attention}.self.query", text, text)
+            linear(f"{layer}.{attention}.self.key", source, text)
+            linear(f"{layer}.{attention}.self.value", source, text)
+            linear(f"{layer}.{attention}.output.dense", text, text)
+            norm(f"{layer}.{attention}.output.LayerNorm", text)
+        linear(f"{layer}.intermediate.dense", text, wide)
+        linear(f"{layer}.output.dense", wide, text)
+        norm(f"{layer}.output.LayerNorm", text)
+    linear("blip.vision_proj", width, 256)
+    linear("blip.text_proj", text, 256)
+    return shapes
+
+
+def save_bert_tokenizer(folder: Path) -> None:
+    """BERT's tokenizer as bert-base-uncased has it, without the two tokens that BLIP adds."""
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    vocabulary = {word: index for index, word in enumerate(BERT_WORDS)}
+    words = Tokenizer(WordPiece(vocabulary, unk_token=names["unk_token"]))
+    words.normalizer = BertNormalizer(lowercase=True)
+    words.pre_tokenizer = BertPreTokenizer()
+    words.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=40, **names).save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def imagereward_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ImageReward.pt and med_config.json as published, only small, with BERT's tokenizer beside them."""
+    torch.manual_seed(4)
+    folder = tmp_path_factory.mktemp("imagereward")
+    state = {}
+    for key, shape in blip_shapes().items():
+        scale = 0.08 if "visual_encoder" in key else 0.3
+        state[key] = torch.randn(shape) * scale + (1.0 if "norm" in key.lower() and key.endswith("weight") else 0.0)
+    state["blip.text_encoder.embeddings.position_ids"] = torch.arange(MED["max_position_embeddings"])[None]
+    state |= {f"mlp.{key}": value for key, value in head_layers(MED["hidden_size"]).items()}
+    torch.save(state, folder / "ImageReward.pt")
+    (folder / "med_config.json").write_text(json.dumps(MED))
+    save_bert_tokenizer(folder)
+    return folder

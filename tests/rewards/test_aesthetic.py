@@ -1,5 +1,6 @@
 """The aesthetic predictor: its collapsed head, its tower, its published weights."""
 
+import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -13,8 +14,10 @@ from transformers import CLIPModel, CLIPVisionModelWithProjection
 from textcraftor.config import RewardConfig
 from textcraftor.errors import ModelError, RewardError
 from textcraftor.rewards import Reward, load_reward
-from textcraftor.rewards.aesthetic import collapse
+from textcraftor.rewards.head import collapse
 from textcraftor.rewards.weights import read_tensors
+
+from .conftest import enliven, vision_config
 
 REPOSITORY = Path(__file__).parents[2]
 PUBLISHED = "sac+logos+ava1-l14-linearMSE.pth"
@@ -117,12 +120,34 @@ def test_a_head_that_does_not_fit_is_refused(aesthetic_folder, tmp_path, change,
         load_reward("aesthetic", config)
 
 
-def test_published_head_collapses_to_its_known_vector():
+@pytest.fixture
+def published_head() -> Path:
     folder = Path(os.environ.get("TEXTCRAFTOR_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
     if not (folder / PUBLISHED).is_file():
         pytest.skip(f"{PUBLISHED} is not in {folder}; set TEXTCRAFTOR_TEST_DATA to the folder that holds it")
-    weight, bias = collapse(read_tensors(folder / PUBLISHED, "LAION's head"), folder / PUBLISHED)
+    return folder / PUBLISHED
+
+
+def test_published_head_collapses_to_its_known_vector(published_head):
+    sha256 = hashlib.sha256(published_head.read_bytes()).hexdigest()
+    assert sha256.startswith("21dd590f") and sha256.endswith("f1e0")
+    weight, bias = collapse(read_tensors(published_head, "LAION's head"), published_head)
     assert bias.item() == pytest.approx(5.23664584, abs=1e-6)
     assert weight.norm().item() == pytest.approx(17.995625, abs=1e-5)
     assert weight[:3].tolist() == pytest.approx([-0.691593, -0.556994, -0.321169], abs=1e-6)
     assert (weight.sum() / 768**0.5 + bias).item() == pytest.approx(4.883285, abs=1e-5)
+
+
+def test_published_head_on_a_tower_scores_as_its_layers_do(published_head, tmp_path, images, prompts):
+    """The .pth itself, on a random tower as wide as the published one."""
+    config = vision_config()
+    config.projection_dim = 768
+    tower = enliven(CLIPVisionModelWithProjection(config)).eval()
+    tower.save_pretrained(tmp_path)
+    reward = load_reward("aesthetic", RewardConfig(kind="aesthetic", path=str(tmp_path), head=str(published_head)))
+    with torch.no_grad():
+        embedding = tower(pixel_values=reward.preprocess(images)).image_embeds
+        embedding = embedding / embedding.norm(dim=-1, keepdim=True)
+        expected = stack_of(torch.load(published_head, map_location="cpu", weights_only=True))(embedding).squeeze(-1)
+    score = reward.score(images, reward.text_features(prompts))
+    assert (score - expected).abs().max() <= 1e-4 and expected.std() > 1e-3

@@ -2,76 +2,76 @@
 
 import sys
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 import torch
 
+from textcraftor import config as configuration
 from textcraftor.config import RewardConfig
-from textcraftor.errors import RewardError
-from textcraftor.rewards import load_reward, load_rewards
+from textcraftor.errors import ModelError, RewardError
+from textcraftor.rewards import RewardMix, load_reward, load_rewards
 
-PLUGIN = '''
-import torch
-from textcraftor.rewards import Reward
-
-class Redness(Reward):
-    """How red the images are."""
-
-    default_version = "7"
-    resolution = 4
-
-    def __init__(self, name, config, dtype):
-        super().__init__(name, config, dtype)
-        self.gain = torch.nn.Parameter(torch.tensor(float(config.path)))
-
-    def text_features(self, prompts):
-        return torch.zeros(len(prompts), 0)
-
-    def image_features(self, images):
-        return torch.nn.functional.normalize(images.mean(dim=(2, 3)), dim=-1)
-
-    def score(self, images, text_features):
-        return self.gain * images[:, 0].mean(dim=(1, 2))
-
-NotAReward = dict
-'''
+INSTALLED = Path(__file__).parent / "plugin"  # a third party's package and its metadata, as pip leaves them
 
 
 @pytest.fixture(autouse=True)
-def plugin(tmp_path, monkeypatch):
-    (tmp_path / "redness_plugin.py").write_text(PLUGIN)
-    monkeypatch.syspath_prepend(tmp_path)
+def plugin(monkeypatch):
+    monkeypatch.syspath_prepend(INSTALLED)
     yield
-    sys.modules.pop("redness_plugin", None)
+    sys.modules.pop("vivid_reward", None)
 
 
 def check(reward) -> None:
-    images = torch.tensor([0.5, 0.1, 0.2])[None, :, None, None].expand(1, 3, 4, 4)
-    assert reward.score(images, reward.text_features(["x"])).item() == pytest.approx(1.0)
-    assert (reward.name, reward.version, reward.truncated(["x"])) == ("red", "7", 0)
+    images = torch.tensor([0.6, 0.3, 0.3])[None, :, None, None].expand(1, 3, 4, 4).clone().requires_grad_()
+    total, parts = RewardMix({"mine": reward}, {"mine": 10.0})(images, {"mine": reward.text_features(["x"])})
+    assert parts["mine"].item() == pytest.approx(0.4 / 3) and total.item() == pytest.approx(4 / 3)
+    total.sum().backward()
+    assert images.grad.abs().max() > 0
+    assert (reward.name, reward.version, reward.truncated(["x"])) == ("mine", "1", 0)
     assert not reward.gain.requires_grad and not reward.training
     assert reward.device == torch.device("cpu")
 
 
 def test_a_class_by_its_dotted_path():
-    check(load_reward("red", RewardConfig(kind="redness_plugin:Redness", path="2")))
+    check(load_reward("mine", RewardConfig(kind="vivid_reward:Vivid")))
 
 
-def test_a_class_by_an_entry_point(monkeypatch):
-    point = EntryPoint("redness", "redness_plugin:Redness", "textcraftor.rewards")
-    monkeypatch.setattr("textcraftor.rewards.load.entry_points", lambda group: [point] if group == point.group else [])
-    check(load_reward("red", RewardConfig(kind="redness", path="2")))
-    with pytest.raises(RewardError, match=r"Known: .*redness.* Did you mean 'redness'"):
-        load_reward("red", RewardConfig(kind="rednes"))
+def test_a_class_by_the_entry_point_of_an_installed_package():
+    check(load_reward("mine", RewardConfig(kind="vivid")))
+    with pytest.raises(RewardError, match=r"Known: .*vivid.* Did you mean 'vivid'"):
+        load_reward("mine", RewardConfig(kind="vivd"))
+
+
+def test_a_profile_names_it_like_our_own(tmp_path):
+    params = tmp_path / "params.yaml"
+    params.write_text("profile: tiny\nrewards: {mine: {kind: vivid}}\nmix: {balanced: {mine: 2}}\n")
+    run = configuration.load(params)
+    assert run.mix["balanced"]["mine"] == 2
+    check(load_rewards(run.rewards, ["mine"])["mine"])
+
+
+def test_our_own_kinds_cannot_be_taken_over(monkeypatch):
+    point = EntryPoint("clip", "vivid_reward:Vivid", "textcraftor.rewards")
+    monkeypatch.setattr("textcraftor.rewards.load.entry_points", lambda group: [point])
+    with pytest.raises(ModelError, match="open_clip"):
+        load_reward("mine", RewardConfig(kind="clip"))
+
+
+def test_the_towers_dtype_is_the_profiles_unless_said_otherwise():
+    assert load_reward("mine", RewardConfig(kind="vivid")).dtype == torch.float32
+    low = RewardConfig(kind="vivid", dtype="bfloat16")
+    assert load_reward("mine", low).dtype == torch.bfloat16
+    assert load_reward("mine", low, dtype=torch.float32).dtype == torch.float32
 
 
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("hps", r"Unknown reward kind 'hps'. Known: aesthetic, clip, hpsv2, pickscore. Did you mean 'hpsv2'"),
+        ("hps", r"Unknown reward kind 'hps'. Known: aesthetic, clip, .*vivid. Did you mean 'hpsv2'"),
         ("no_such_module:Reward", "cannot import no_such_module:Reward"),
-        ("redness_plugin:Blueness", "cannot import redness_plugin:Blueness"),
-        ("redness_plugin:NotAReward", "is not a subclass of"),
+        ("vivid_reward:Dull", "cannot import vivid_reward:Dull"),
+        ("vivid_reward:Tensor", "is not a subclass of"),
     ],
 )
 def test_kinds_that_name_no_reward(kind, message):
@@ -80,7 +80,7 @@ def test_kinds_that_name_no_reward(kind, message):
 
 
 def test_load_rewards_loads_each_name_once_and_checks_names_first():
-    configs = {"red": RewardConfig(kind="redness_plugin:Redness", path="2")}
+    configs = {"red": RewardConfig(kind="vivid_reward:Vivid")}
     assert list(load_rewards(configs, ["red", "red"])) == ["red"]
     with pytest.raises(RewardError, match=r"Unknown reward 'rad'. Known: bad, red. Did you mean 'red'"):
         load_rewards({**configs, "bad": RewardConfig(kind="nothing")}, ["bad", "rad"])

@@ -198,3 +198,15 @@ def test_end_of_text_must_be_where_the_model_pools(openclip_folder, tmp_path):
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(ModelError, match=r"must have the greatest id, 10.*tokenizer's is 9"):
         load_reward("clip", RewardConfig(kind="clip", path=str(folder)))
+
+
+def test_contrast_is_clips_own_training_loss(openclip_folder, images, prompts):
+    reward = load_reward("contrast", RewardConfig(kind="contrast", path=str(openclip_folder)))
+    model = open_clip.create_model(f"local-dir:{openclip_folder}", precision="fp32").eval()
+    tokens = open_clip.get_tokenizer(f"local-dir:{openclip_folder}")(prompts)
+    with torch.no_grad():
+        to_image, to_text, scale = model(reward.preprocess(images), tokens)
+        expected = -torch.nn.functional.cross_entropy(scale * to_image @ to_text.T, torch.arange(3), reduction="none")
+    assert (reward.score(images, reward.text_features(prompts)) - expected).abs().max() <= 1e-4
+    low = load_reward("contrast", RewardConfig(kind="contrast", path=str(openclip_folder), dtype="bfloat16"))
+    assert low.logit_scale == reward.logit_scale

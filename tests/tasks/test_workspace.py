@@ -49,7 +49,7 @@ def test_dvc_behaves_in_a_variant_and_shares_what_was_computed(project: Path) ->
         assert repro.fn("validate", project) == "restored"
         assert repro.fn("curate", project) == "unchanged"  # the project's DVC does not trip over the one inside it
     assert stages_run(project) == ["curate"]
-    assert inputs(variant) == ["toy.py"]
+    assert inputs(variant) == ["data/tiny", "toy.py"]
 
 
 def test_edited_prompts_are_other_parameters(project: Path) -> None:

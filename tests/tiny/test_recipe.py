@@ -32,6 +32,7 @@ TOY_PLAN = Plan(
     vae_things=toy(2),
     decoder=toy(2),
     text_encoder=toy(),
+    unet_at_last=toy(),
     unet_again=toy(),
     unet=toy(),
     towers=toy(),

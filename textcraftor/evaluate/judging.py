@@ -7,10 +7,12 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from textcraftor.config import EvaluateConfig
+from textcraftor.config import MATRIX, EvaluateConfig
+from textcraftor.errors import RewardError
 from textcraftor.evaluate.generation import console, from_bytes
 from textcraftor.evaluate.scores import DIVERSITY, ORACLE
 from textcraftor.rewards import Reward
+from textcraftor.rewards.base import CosineReward
 from textcraftor.tiny.oracle import Oracle
 
 
@@ -25,14 +27,17 @@ def score(
 
     images: (N, 3, H, W) uint8, in the plan's order.  load: a judge by its name; each is loaded alone and dropped
     before the next, so that memory holds one at a time.
+    Raises RewardError for a judge REWARD_bxb whose reward is no cosine.
     """
     prompts = plan["prompt"].to_list()
     columns: dict[str, Tensor] = {}
-    for name in dict.fromkeys((*config.judges, config.diversity_judge)):
+    for name in dict.fromkeys(judge.removesuffix(MATRIX) for judge in (*config.judges, config.diversity_judge)):
         if name == ORACLE:
             columns[name] = _ask_oracle(images, prompts, config.batch_size)
             continue
-        reward = load(name)
+        reward, matrix = load(name), name + MATRIX
+        if matrix in config.judges:  # first: the next drops the text tower
+            columns[matrix] = _ask_matrix(reward, images, prompts, config.batch_size, device)
         if name in config.judges:
             columns[name] = _ask(reward, images, prompts, config.batch_size, device)
         if name == config.diversity_judge:
@@ -66,6 +71,27 @@ def _ask(reward: Reward, images: Tensor, prompts: Sequence[str], batch_size: int
         [
             reward.score(from_bytes(images[rows], device), of_image[rows].to(device)).double().cpu()
             for rows in _batches(len(images), batch_size, f"judge: {reward.name}")
+        ]
+    )
+
+
+@torch.inference_mode()
+def _ask_matrix(reward: Reward, images: Tensor, prompts: Sequence[str], batch_size: int, device: torch.device | str) -> Tensor:
+    """Each image's mean score over all prompts: the row means of the whole prompt-image matrix.
+
+    A cosine is linear in the prompt's features, so the mean over the prompts is the score of their mean.
+    """
+    if not isinstance(reward, CosineReward):
+        raise RewardError(
+            f"Judge {reward.name + MATRIX!r}: {reward.name} is no cosine of prompt and image, only those have a matrix"
+        )
+    unique = list(dict.fromkeys(prompts))
+    text = torch.cat([reward.text_features(unique[rows]) for rows in _batches(len(unique), batch_size)])
+    mean = text.double().mean(0, keepdim=True).to(text)
+    return torch.cat(
+        [
+            reward.score(from_bytes(images[rows], device), mean.expand(rows.stop - rows.start, -1)).double().cpu()
+            for rows in _batches(len(images), batch_size, f"judge: {reward.name + MATRIX}")
         ]
     )
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from textcraftor.artifact import base_identity, proof, written_aside
 from textcraftor.candidate import Candidate
-from textcraftor.config import BaseConfig, Config
+from textcraftor.config import MATRIX, BaseConfig, Config
 from textcraftor.errors import ModelError, PromptError, unknown
 from textcraftor.evaluate.claims import Counts, count_claims
 from textcraftor.evaluate.generation import draw, plan
@@ -63,7 +63,7 @@ def measure(
         candidate=model.name,
         digest=model.digest or base_identity(config.base),
         judges=settings.judges,
-        trained_on=tuple(sorted(name for name, weight in _mix(config, model.name).items() if weight)),
+        trained_on=_trained_on(config, model.name),
         proof=_proof(config, model, root),
         table=score(images, rows, settings, load, device),
     )
@@ -109,11 +109,18 @@ def _mix(config: Config, candidate: str) -> Mapping[str, float]:
     return config.mix.get(candidate.removesuffix("-unet"), {}) if candidate != BASE else {}
 
 
+def _trained_on(config: Config, candidate: str) -> tuple[str, ...]:
+    """The rewards of the candidate's mix, and the judges that are the same reward on another scale."""
+    rewards = {name for name, weight in _mix(config, candidate).items() if weight}
+    scales = {judge for judge in config.evaluate.judges if judge.endswith(MATRIX) and judge.removesuffix(MATRIX) in rewards}
+    return tuple(sorted(rewards | scales))
+
+
 def _comparable(config: Config) -> dict[str, Any]:
     """What must be alike for two candidates' scores to be comparable."""
     judges: dict[str, Any] = {name: ORACLE for name in config.evaluate.judges if name == ORACLE}
     for name in {*config.evaluate.judges, config.evaluate.diversity_judge} - {ORACLE}:
-        judges[name] = config.rewards[name].model_dump(mode="json")
+        judges[name] = config.rewards[name.removesuffix(MATRIX)].model_dump(mode="json")
     return {
         "base": config.base.model_dump(mode="json"),
         "chain": config.chain.model_dump(mode="json"),
@@ -126,7 +133,8 @@ def _comparable(config: Config) -> dict[str, Any]:
 def _proof(config: Config, model: Candidate, root: Path) -> dict[str, Any]:
     """The proof of a table of scores; weights that are no local path are named by the configuration alone."""
     paths = {"prompts": root / CURATED / "heldout.parquet", "base": Path(config.base.path)}
-    paths |= {f"judge {name}": Path(config.rewards[name].path) for name in _comparable(config)["judges"] if name != ORACLE}
+    judges = {name: config.rewards[name.removesuffix(MATRIX)] for name in _comparable(config)["judges"] if name != ORACLE}
+    paths |= {f"judge {name}": Path(reward.path) for name, reward in judges.items()}
     paths |= model.parts
     present = {name: path for name, path in paths.items() if path != Path() and path.exists()}
     return proof({**_comparable(config), "evaluate": config.evaluate}, present, config.evaluate.seed)
@@ -163,8 +171,9 @@ def _judged_by(config: Config) -> dict[str, str]:
     words = {ORACLE: "share of the prompt's claims that hold"}
     for name in config.evaluate.judges:
         if name != ORACLE:
-            reward = config.rewards[name]
+            reward = config.rewards[name.removesuffix(MATRIX)]
             kind = "" if reward.kind == name else reward.kind
-            words[name] = " ".join(part for part in (kind, reward.version) if part)
+            scale = "mean over all prompts" if name.endswith(MATRIX) else ""
+            words[name] = " ".join(part for part in (kind, reward.version, scale) if part)
     words[DIVERSITY] = f"mean distance between images of one prompt, by {config.evaluate.diversity_judge}"
     return words

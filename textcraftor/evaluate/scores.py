@@ -51,6 +51,30 @@ class Scores:
         with written_aside(path) as aside:
             pq.write_table(table, aside)
 
+    def unlike(self, other: "Scores", judge: str) -> str | None:
+        """Why a judge's scores here and in `other` cannot be compared: another kind, version or weights; None if they can.
+
+        HPSv2 2.0 and 2.1 differ by more than any tuning does.  What a proof does not say is not held against it.
+        """
+        ours, theirs = self._judge(judge), other._judge(judge)
+        for what in ours.keys() & theirs.keys():
+            if ours[what] != theirs[what]:
+                seen = "" if what == "weights" else f" ({ours[what]!r} against {theirs[what]!r})"
+                return (
+                    f"{judge} of {self.candidate} and of {other.candidate} are scores of another {what}{seen} and cannot be "
+                    f"compared. Evaluate both with the same judge"
+                )
+        return None
+
+    def _judge(self, judge: str) -> dict[str, str]:
+        """Kind, version and weights of a judge, as far as the proof says; of diversity, those of the judge behind it."""
+        config = self.proof.get("config", {})
+        name = config.get("diversity_judge", judge) if judge == DIVERSITY else judge
+        facts = config.get("judges", {}).get(name, {})
+        weights = self.proof.get("inputs", {}).get(f"judge {name}")
+        known = {**facts, "weights": weights} if weights else facts  # by their bytes, or by the hub id where there are none
+        return {what: known[what] for what in ("kind", "version", "weights" if weights else "path") if what in known}
+
     @classmethod
     def read(cls, path: Path) -> "Scores":
         """Read what `write` wrote.  Raises ModelError when the file is missing or no table of scores."""

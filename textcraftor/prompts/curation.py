@@ -95,7 +95,12 @@ def curate(config: PromptsConfig, root: Path, out: Path) -> CurationSummary:
         classify(rows["prompt"], config.world),
         pl.Series("words", [len(prompt.split()) for prompt in rows["prompt"]], dtype=pl.Int64),
     )
-    tables = split(rows, config.heldout, config.max_train, config.seed)
+    tables = split(rows, config.heldout, config.max_train, config.seed, _held_out(config))
+    if tables.heldout.height < FEWEST_HELDOUT or tables.train.is_empty():
+        raise PromptError(
+            f"{tables.train.height} prompts are left to train on and {tables.heldout.height} to evaluate on; one and "
+            f"{FEWEST_HELDOUT} are the least. Dropped: {_told(drops)}. Give sources with held_out: true and others without"
+        )
     drops["surplus"] = _per_source(tables.surplus)
 
     summary = _summary(config, tables.train, tables.heldout, read, drops)
@@ -105,6 +110,11 @@ def curate(config: PromptsConfig, root: Path, out: Path) -> CurationSummary:
         write_prompts(tables.heldout, aside / "heldout.parquet")
         write_json(aside / "curation.json", _record(summary, config, root))
     return summary
+
+
+def _held_out(config: PromptsConfig) -> list[str]:
+    """The names of the sources that are evaluated on, and never trained on."""
+    return [source_name(source) for source in config.sources if isinstance(source, FileSource) and source.held_out]
 
 
 def read_benchmarks(config: PromptsConfig, root: Path) -> pl.Series:
@@ -124,9 +134,10 @@ def alike(prompts: pl.Series, others: pl.Series, threshold: float) -> pl.Series:
 
 
 def _read(config: PromptsConfig, root: Path) -> pl.DataFrame:
-    """All rows of all sources, cleaned, in the order in which the profile lists them: earlier rows win."""
+    """All rows of all sources, cleaned; earlier rows win, so what is held out comes first, then the profile's order."""
     frames = []
-    for source in config.sources:
+    held_out = _held_out(config)
+    for source in sorted(config.sources, key=lambda source: source_name(source) not in held_out):
         texts = [clean(text or "") for text in read_source(source, root)]
         frames.append(
             pl.DataFrame({"prompt": pl.Series(texts, dtype=pl.String)}).with_columns(source=pl.lit(source_name(source)))
@@ -184,7 +195,9 @@ def _summary(
         for source in config.sources
     }
     notes = []
-    if heldout.height < config.heldout:
+    if heldout.height < config.heldout and _held_out(config):
+        notes.append(f"prompts.heldout asks for {config.heldout}; the sources marked held_out gave {heldout.height}")
+    elif heldout.height < config.heldout:
         notes.append(
             f"prompts.heldout asks for {config.heldout}, but at most half of the "
             f"{train.height + heldout.height} prompts are held out: evaluation runs on {heldout.height}"

@@ -35,6 +35,8 @@ def read_source(source: PromptSource, root: Path) -> Rows:
     """
     if isinstance(source, SceneSource):
         return list(sample_prompts(source.count, source.seed, source.rich_fraction))
+    if source.origin and not (root / source.path).exists():
+        raise PromptError(f"{root / source.path} does not exist. {source.origin}")
     return read_file(root / source.path, source.column)
 
 

@@ -6,6 +6,7 @@ can at most push the last held-out prompt of its category into train.
 """
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,14 +25,23 @@ class Split:
     surplus: pl.DataFrame
 
 
-def split(rows: pl.DataFrame, heldout: int, max_train: int | None, seed: int) -> Split:
+def split(rows: pl.DataFrame, heldout: int, max_train: int | None, seed: int, held_out_sources: Collection[str] = ()) -> Split:
     """Hold out `heldout` rows, each category by its share; the rest is train, at most `max_train` of it.
+
+    held_out_sources: where there are any, the rows of these `source`s are the held-out ones, and no others; what is
+    more than `heldout` of them is surplus, for they never train.
 
     rows: distinct prompts with columns `prompt_id` and `category`. Where there are few, at most half
     are held out: training needs prompts too.
     """
     ranks = [_rank(prompt_id, seed) for prompt_id in rows["prompt_id"]]
     ranked = rows.with_columns(pl.Series("rank", ranks, dtype=pl.String)).sort("rank")
+    if held_out_sources:
+        reserved = pl.col("source").is_in(held_out_sources)
+        held, rest = ranked.filter(reserved).drop("rank"), ranked.filter(~reserved).drop("rank")
+        train = rest.head(rest.height if max_train is None else max_train)
+        surplus = pl.concat([held.tail(max(0, held.height - heldout)), rest.tail(rest.height - train.height)])
+        return Split(train=train, heldout=held.head(heldout), surplus=surplus)
     quotas = _quotas(rows["category"], min(heldout, rows.height // 2))
     place = pl.int_range(pl.len()).over("category")
     quota = pl.col("category").replace_strict(quotas, return_dtype=pl.Int64)

@@ -1,6 +1,6 @@
 """The LAION aesthetic predictor: how much people like a picture, whatever the prompt."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,10 +11,9 @@ from transformers import CLIPVisionModelWithProjection
 from textcraftor.config import RewardConfig
 from textcraftor.errors import ModelError
 from textcraftor.rewards.base import Reward, check_batch, checked_prompts
+from textcraftor.rewards.head import collapse
 from textcraftor.rewards.huggingface import load_model, load_preprocess
 from textcraftor.rewards.weights import read_tensors
-
-LAYERS = (0, 2, 4, 6, 7)  # between them sat dropout, which is nothing at inference
 
 
 class Aesthetic(Reward):
@@ -60,25 +59,3 @@ class Aesthetic(Reward):
         """The predicted rating (B,), differentiable to the images.  text_features: (B, 0), or any (B, D)."""
         check_batch(self.name, images, text_features)
         return self.image_features(images) @ self.weight + self.bias
-
-
-def collapse(layers: Mapping[str, Tensor], path: Path) -> tuple[Tensor, Tensor]:
-    """The stack of linear layers as one vector (D,) and one bias (), in float64.
-
-    There is no activation between them, so W5(W4(...W1 e + b1...) + b4) + b5 = w.e + b.
-    Raises ModelError when keys are missing or foreign, or the shapes do not chain down to one number.
-    """
-    expected = {f"layers.{index}.{part}" for index in LAYERS for part in ("weight", "bias")}
-    if layers.keys() != expected:
-        odd = ", ".join(sorted(layers.keys() ^ expected))
-        raise ModelError(f"{path} is not the linear stack layers.{{0,2,4,6,7}}: missing or unexpected {odd}")
-    first, *rest = LAYERS
-    weight, bias = layers[f"layers.{first}.weight"].double(), layers[f"layers.{first}.bias"].double()
-    try:
-        for index in rest:
-            matrix = layers[f"layers.{index}.weight"].double()
-            weight, bias = matrix @ weight, matrix @ bias + layers[f"layers.{index}.bias"].double()
-        return weight.squeeze(0).reshape(weight.shape[-1]), bias.reshape(())
-    except RuntimeError as error:
-        shapes = ", ".join(str(tuple(layers[f"layers.{index}.weight"].shape)) for index in LAYERS)
-        raise ModelError(f"{path}: layers of shapes {shapes} do not chain down to one number") from error

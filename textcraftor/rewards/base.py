@@ -1,5 +1,6 @@
 """What every reward promises, and the cosine rewards that most of them are."""
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -22,7 +23,7 @@ class Reward(nn.Module, ABC):
     name: what the profile calls it.  version: scores of two versions are not comparable; a class states
     its own as `default_version`, and the profile may say otherwise.
     range: (low, high) of the scores, or None where nothing bounds them.
-    resolution: pixels of the square that the model sees.  licence: of the weights.
+    resolution: pixels of the square that the model sees; 0: the image as drawn.  licence: of the weights.
     """
 
     default_version = ""
@@ -67,7 +68,7 @@ class Reward(nn.Module, ABC):
     @property
     def device(self) -> torch.device:
         """Where the image tower lives, and features and scores come out."""
-        return next(self.parameters()).device
+        return next(itertools.chain(self.parameters(), self.buffers())).device
 
 
 class CosineReward(Reward):

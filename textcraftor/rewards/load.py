@@ -16,19 +16,24 @@ GROUP = "textcraftor.rewards"
 KINDS = {
     "aesthetic": "textcraftor.rewards.aesthetic:Aesthetic",
     "clip": "textcraftor.rewards.clip:Clip",
+    "contrast": "textcraftor.rewards.contrast:Contrast",
+    "detail": "textcraftor.rewards.detail:Detail",
+    "diversity": "textcraftor.rewards.diversity:Diversity",
     "hpsv2": "textcraftor.rewards.hpsv2:HPSv2",
+    "imagereward": "textcraftor.rewards.imagereward:ImageReward",
     "pickscore": "textcraftor.rewards.pickscore:PickScore",
+    "vae": "textcraftor.rewards.autoencoder:Autoencoder",
 }
 
 
 def load_reward(
-    name: str, config: RewardConfig, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    name: str, config: RewardConfig, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> Reward:
-    """The reward `name`, frozen, in eval mode, on `device`; its towers compute in `dtype`.
+    """The reward `name`, frozen, in eval mode, on `device`; its towers compute in `dtype`, by default config.dtype's.
 
     Raises RewardError for an unknown kind, ModelError for weights that are missing or do not fit.
     """
-    reward = _class_of(config.kind)(name, config, dtype)
+    reward = _class_of(config.kind)(name, config, dtype or getattr(torch, config.dtype or "float32"))
     return reward.requires_grad_(False).eval().to(device)
 
 
@@ -36,7 +41,7 @@ def load_rewards(
     configs: Mapping[str, RewardConfig],
     names: Iterable[str],
     device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
 ) -> dict[str, Reward]:
     """The rewards called `names`, each once.
 

@@ -44,6 +44,8 @@ class OpenClipReward(CosineReward):
             preprocess = _preprocess_of(model, dtype)
         super().__init__(name, config, dtype, preprocess)
         self.tokenizer = tokenizer
+        # Read before the cast: rounded to half precision, the scale would be off by a hundredth.
+        self.logit_scale: float = model.logit_scale.detach().exp().item()
         self.image_tower: nn.Module = model.visual.to(dtype)
         del model.visual  # what is left of the model is its text side
         self.text_tower: Any = model.to(dtype)

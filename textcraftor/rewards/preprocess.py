@@ -46,14 +46,22 @@ class Preprocess(nn.Module):
         """
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise RewardError(f"Images must be (B, 3, H, W) float in [0, 1], got {tuple(images.shape)} of {images.dtype}")
-        target = [self.size] if self.resize_mode == "shortest" else [self.size, self.size]
-        precise = images.to(torch.promote_types(images.dtype, torch.float32))
-        pixels: Tensor = TF.resize(precise, target, self.interpolation, antialias=True)
-        if pixels.shape != images.shape:
-            pixels = _clipped(pixels)
+        pixels = images.to(torch.promote_types(images.dtype, torch.float32))
+        height, width = self._resized(*images.shape[-2:])
+        # Width first, then height, clipped after each: PIL's two passes.
+        for target in ((images.shape[-2], width), (height, width)):
+            if pixels.shape[-2:] != target:
+                pixels = _clipped(TF.resize(pixels, list(target), self.interpolation, antialias=True))
         pixels = TF.center_crop(pixels, [self.size, self.size])
         pixels = TF.normalize(pixels, self.mean, self.std)
         return pixels.to(self.dtype)
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) before the crop, rounded as torchvision and transformers do."""
+        if self.resize_mode == "squash":
+            return self.size, self.size
+        long = int(self.size * max(height, width) / min(height, width))
+        return (long, self.size) if height > width else (self.size, long)
 
 
 def _clipped(pixels: Tensor) -> Tensor:

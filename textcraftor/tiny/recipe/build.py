@@ -35,6 +35,7 @@ class Plan:
     decoder: Schedule = vae.DECODER_SCHEDULE
     vae: Schedule = vae.SCHEDULE
     text_encoder: Schedule = field(default_factory=lambda: replace(contrast.SCHEDULE, steps=900))
+    unet_at_last: Schedule = unet.THIRD_SCHEDULE
     unet_again: Schedule = unet.SECOND_SCHEDULE
     unet: Schedule = unet.SCHEDULE
     towers: Schedule = contrast.SCHEDULE
@@ -86,7 +87,7 @@ class Workshop:
         seed = self.seed_of("unet")
         model = unet.new_unet(encoder.config.hidden_size).to(self.device)
         plan = self.plan
-        rounds = (plan.unet, plan.unet_again)
+        rounds = (plan.unet, plan.unet_again, plan.unet_at_last)
         unet.train_unet(model, encoder, self.tokenizer, autoencoder, self.work, seed, *rounds, plan.pictures)
         vae.train_decoder(autoencoder, self.work, self.seed_of("vae_decoder"), plan.decoder)
         shelf.shelve_base(self.out / "base", autoencoder, encoder, self.tokenizer, model)

@@ -39,7 +39,7 @@ own. `heldout` judges only: nothing is trained on it, its architecture (convolut
 rewards', and it never met the base's autoencoder.
 
 ## How it was made
-`textcraftor tiny-build` (`textcraftor/tiny/recipe`), seeded and resumable, about an hour on two CPU cores of their own.
+`textcraftor tiny-build` (`textcraftor/tiny/recipe`), seeded and resumable, about an hour and a half on two CPU cores.
 The base learned 90 % of its pictures with captions: 88 % of those plain, 12 % rich, and half of the rich ones wrong. The
 rewards learned from both languages alike. So the UNet can draw what its text encoder fails to say, which is what tuning
 the text encoder is to mend. Rewards learned by contrast with twins that differ in one attribute (`clip`, `heldout`), then

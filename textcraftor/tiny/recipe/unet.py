@@ -19,6 +19,7 @@ from textcraftor.tiny.scenes import Scene
 
 SCHEDULE = Schedule(steps=2600, batch=64, peak_lr=1.2e-3, ema=0.998, save_every=100)
 SECOND_SCHEDULE = Schedule(steps=1500, batch=64, peak_lr=8e-4, ema=0.998, save_every=100)
+THIRD_SCHEDULE = Schedule(steps=4000, batch=64, peak_lr=8e-4, ema=0.998, save_every=100)
 PICTURES = 32_000
 RICH, WRONG, EMPTY = 0.12, 0.5, 0.1
 SNR_CAP = 5.0  # min-SNR-5 weighting, Hang et al. 2023: low noise must not drown out what decides the picture
@@ -81,9 +82,10 @@ def train_unet(
     seed: int,
     first: Schedule = SCHEDULE,
     second: Schedule = SECOND_SCHEDULE,
+    third: Schedule = THIRD_SCHEDULE,
     pictures: int = PICTURES,
 ) -> None:
-    """Train in place on noise prediction, in two rounds; text encoder and autoencoder stay as they are."""
+    """Train in place on noise prediction, in three rounds; text encoder and autoencoder stay as they are."""
     latents = encode_corpus(vae, pictures, seed, work / "latents.safetensors")
     scenes = corpus_scenes(pictures, seed)
     scheduler = new_scheduler()
@@ -108,5 +110,6 @@ def train_unet(
         return ((predicted - noise).square().mean((1, 2, 3)) * weight).mean()
 
     fit("unet", unet, lambda rng: loss_at(rng, first.batch), first, work / "unet.pt", seed)
-    # A second round, warmed up anew from the averaged weights: shapes and bindings come late.
+    # Two more rounds, each warmed up anew from the averaged weights: bindings come late, shapes last of all.
     fit("unet_again", unet, lambda rng: loss_at(rng, second.batch), second, work / "unet_again.pt", seed)
+    fit("unet_at_last", unet, lambda rng: loss_at(rng, third.batch), third, work / "unet_at_last.pt", seed)

@@ -1,0 +1,185 @@
+"""One training step of Stable Diffusion 1.5 at full size on a CPU, with random weights: does it fit, and what costs what?
+
+    python -m benchmarks.full_size_models FOLDER
+    python -m benchmarks.full_size_step FOLDER > docs/full-size.md
+
+The paper's set-up for one prompt: DDIM, 25 steps, guidance 7.5, gradient through the last 5; PickScore, HPSv2, aesthetic
+and CLIP in the mix. To fit 24 GB the step is taken in slices: each reward leaves its gradient at the image and frees its
+graph before the next one looks, then the autoencoder takes the gradient to the latents, then the chain to the text
+encoder. The sum is the gradient of the whole loss (tests/benchmarks/test_full_size.py compares it with the trainer's own
+at small size).
+"""
+
+import argparse
+import contextlib
+import copy
+import ctypes
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from textcraftor.config import BaseConfig, ChainConfig, RewardConfig
+from textcraftor.models import Base, TunedModel, load_base
+from textcraftor.rewards import Reward, load_reward
+from textcraftor.sampler import Sampler
+
+PROMPT = "a lighthouse on a cliff at dusk, oil painting"
+MIX = {"pickscore": 1.0, "hpsv2": 100.0, "aesthetic": 1.0, "clip": 100.0}  # the paper's weights
+GIB = 2**30
+
+
+class Ledger:
+    """Seconds, processor seconds and peak memory of each part; said on stderr as each ends."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[str, float, float, float]] = []
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
+        started, worked = time.monotonic(), time.process_time()
+        yield
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back, or it would count against the next part
+        self.rows.append((name, time.monotonic() - started, time.process_time() - worked, peak_memory()))
+        print("{}: {:.1f} s, {:.1f} s of processor, peak {:.1f} GiB".format(*self.rows[-1]), file=sys.stderr, flush=True)
+
+    @property
+    def peak(self) -> float:
+        return max(row[3] for row in self.rows)
+
+    def markdown(self) -> str:
+        rows = ["| {} | {:.1f} | {:.1f} | {:.1f} |".format(*row) for row in self.rows]
+        return "\n".join(["| part | seconds | processor seconds | peak memory, GiB |", "|---|---:|---:|---:|", *rows])
+
+
+def peak_memory() -> float:
+    """Peak resident memory since the last reset, GiB."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) * 1024 / GIB
+
+
+def reward_configs(folder: Path) -> dict[str, RewardConfig]:
+    published = folder / "hpsv2/HPS_v2.1_compressed.pt"
+    return {
+        "pickscore": RewardConfig(kind="pickscore", path=str(folder / "pickscore")),
+        "hpsv2": RewardConfig(kind="hpsv2", path=str(published if published.exists() else folder / "hpsv2"), version="2.1"),
+        "aesthetic": RewardConfig(kind="aesthetic", path=str(folder / "aesthetic")),
+        "clip": RewardConfig(kind="clip", path=str(folder / "clip")),
+    }
+
+
+def load_rewards(folder: Path, dtype: torch.dtype, ledger: Ledger) -> tuple[dict[str, Reward], dict[str, Tensor]]:
+    """The rewards without their text towers, and the prompt's text features."""
+    rewards, features = {}, {}
+    for name, config in reward_configs(folder).items():
+        with ledger.part(f"load {name}, encode the prompt, drop its text tower"):
+            rewards[name] = load_reward(name, config, dtype=dtype)
+            features[name] = rewards[name].text_features([PROMPT])
+            rewards[name].drop_text_tower()
+    return rewards, features
+
+
+def gradient_in_slices(
+    base: Base,
+    sampler: Sampler,
+    encoder: Any,
+    prefix: Tensor,
+    rewards: dict[str, Reward],
+    features: dict[str, Tensor],
+    grad_steps: int,
+    ledger: Ledger,
+) -> dict[str, float]:
+    """Leave the gradient of -sum weight * reward in `encoder`; returns each reward.
+
+    prefix: (1, C, h, w), the latents at the switch.
+    """
+    with ledger.part("text encoder"):
+        conditioning = base.conditioning([PROMPT], TunedModel(encoder))
+    with ledger.part(f"last {grad_steps} denoising steps, forward"):
+        latents = sampler.finish(prefix, conditioning, grad_steps=grad_steps, gradient_checkpointing=True)
+    cut = latents.detach().requires_grad_()
+    with ledger.part("autoencoder, forward"):
+        images = sampler.decode(cut)
+    seen = images.detach().requires_grad_()
+    values = {}
+    for name, reward in rewards.items():
+        with ledger.part(f"{name}, forward and backward to the image"):
+            score = reward.score(seen, features[name])
+            (-MIX[name] * score.mean()).backward()
+            values[name] = float(score.detach().mean())
+    with ledger.part("autoencoder, backward"):
+        images.backward(seen.grad)
+    with ledger.part(f"last {grad_steps} denoising steps and text encoder, backward"):
+        latents.backward(cut.grad)
+    return values
+
+
+def run(folder: Path, dtype: torch.dtype, steps: int = 25, grad_steps: int = 5) -> tuple[Ledger, str]:
+    """The whole step; returns the ledger and one line on what came out."""
+    ledger = Ledger()
+    with ledger.part("load Stable Diffusion 1.5, copy the text encoder"):
+        size = 64 if (folder / "clip/open_clip_model.safetensors").stat().st_size < GIB else 512
+        base = load_base(BaseConfig(path=str(folder / "base"), resolution=size), torch.device("cpu"))
+        base.pipe.vae.enable_gradient_checkpointing()
+        encoder = copy.deepcopy(base.text_encoder).float().requires_grad_(True)
+        sampler = Sampler(base, ChainConfig(num_inference_steps=steps), 1 - grad_steps / steps)
+    rewards, features = load_rewards(folder, dtype, ledger)
+    with ledger.part(f"prefix: the first {steps - grad_steps} denoising steps (cached in a real run)"):
+        prefix = sampler.prefix([PROMPT], [0])
+    values = gradient_in_slices(base, sampler, encoder, prefix, rewards, features, grad_steps, ledger)
+    with ledger.part("AdamW"):
+        optimizer = torch.optim.AdamW(encoder.parameters(), lr=1e-6, weight_decay=1e-2)
+        norm = float(torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0))
+        optimizer.step()
+    frozen = [*base.pipe.unet.parameters(), *base.pipe.vae.parameters(), *base.text_encoder.parameters()]
+    frozen += [parameter for reward in rewards.values() for parameter in reward.parameters()]
+    assert all(parameter.grad is None for parameter in frozen)
+    scores = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+    sizes = {
+        "UNet": base.pipe.unet,
+        "text encoder": encoder,
+        "autoencoder": base.pipe.vae,
+        **{f"{name} image tower": reward for name, reward in rewards.items()},
+    }
+    counts = ", ".join(f"{name} {sum(p.numel() for p in part.parameters()) / 1e6:,.0f} M" for name, part in sizes.items())
+    return ledger, (
+        f"Parameters: {counts}. Rewards (of random weights): {scores}. Gradient of the text encoder: norm {norm:.3e}, "
+        f"{sum(p.grad is not None for p in encoder.parameters())} of {len(list(encoder.parameters()))} tensors; "
+        "no frozen parameter received one."
+    )
+
+
+def page(ledger: Ledger, outcome: str, dtype: torch.dtype) -> str:
+    return f"""# One training step at full size
+
+Stable Diffusion 1.5, PickScore (ViT-H/14), HPSv2.1 (ViT-H-14), aesthetic (ViT-L/14) and CLIP (ViT-g-14), random weights
+in the published architectures and file formats, on a CPU ({torch.get_num_threads()} threads, torch {torch.__version__}).
+One prompt, 512 px, base and text encoder in fp32, reward towers in {str(dtype).removeprefix("torch.")}. Written by
+`python -m benchmarks.full_size_step`.
+
+**Peak memory {ledger.peak:.1f} GiB; {sum(row[1] for row in ledger.rows):.0f} seconds in all, of which the processor
+worked {sum(row[2] for row in ledger.rows):.0f} (all threads together).**
+
+{ledger.markdown()}
+
+{outcome}
+"""
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("folder", type=Path, help="written by benchmarks.full_size_models")
+    arguments.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="of the reward towers")
+    given = arguments.parse_args()
+    dtype = getattr(torch, given.dtype)
+    ledger, outcome = run(given.folder, dtype)
+    print(page(ledger, outcome, dtype))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""The judge REWARD_bxb: the mean over the whole prompt-image matrix, which the published code reports as PickScore."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.evaluate.conftest import Brightness
+from textcraftor.config import RewardConfig, load
+from textcraftor.errors import ConfigError, RewardError
+from textcraftor.evaluate.generation import from_bytes, plan
+from textcraftor.evaluate.judging import score
+from textcraftor.evaluate.run import _trained_on
+from textcraftor.rewards.base import CosineReward
+from textcraftor.rewards.preprocess import Preprocess
+
+
+class Quadrants(CosineReward):
+    """A cosine with no model: quadrant means against letter counts."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, RewardConfig(kind="quadrants"), torch.float32, Preprocess(64), scale=100.0)
+        self.weight = torch.nn.Parameter(torch.ones(()))
+        self.dropped = False
+
+    def _encode_image(self, pixels: Tensor) -> Tensor:
+        return torch.nn.functional.adaptive_avg_pool2d(pixels[:, 0], 2).flatten(1)
+
+    def _encode_text(self, prompts: list[str]) -> Tensor:
+        assert not self.dropped
+        return torch.tensor([[float(prompt.count(letter)) for letter in "aeor"] for prompt in prompts]) + 0.1
+
+    def drop_text_tower(self) -> None:
+        self.dropped = True
+
+
+@pytest.mark.parametrize("judges", [("pick", "pick_bxb"), ("pick_bxb",)])
+def test_it_is_the_row_mean_of_the_matrix(config, root, good, judges):
+    rows = plan(config, root)
+    settings = config.evaluate.model_copy(update={"judges": judges, "diversity_judge": "pick"})
+    table = score(good, rows, settings, Quadrants, "cpu")
+    reward = Quadrants("pick")
+    text = reward.text_features(rows["prompt"].unique(maintain_order=True).to_list())
+    matrix = 100.0 * reward.image_features(from_bytes(good)) @ text.T
+    assert table["pick_bxb"].to_list() == pytest.approx(matrix.mean(1).tolist(), abs=1e-4)
+    if "pick" in judges:
+        assert table["pick"].to_list() != pytest.approx(table["pick_bxb"].to_list(), abs=1e-2)
+
+
+def test_a_reward_that_is_no_cosine_has_no_matrix(config, root, good):
+    settings = config.evaluate.model_copy(update={"judges": ("bright_bxb",)})
+    with pytest.raises(RewardError, match=r"'bright_bxb': bright is no cosine"):
+        score(good, plan(config, root), settings, Brightness, "cpu")
+
+
+def test_its_judge_is_held_out_only_where_the_reward_is(tmp_path):
+    params = tmp_path / "params.yaml"
+    params.write_text("profile: tiny\nevaluate: {judges: [heldout, heldout_bxb, pickscore_bxb]}\ngate: {champion_margin: {}}\n")
+    with pytest.raises(ConfigError, match="oracle"):  # the tiny gate asks it
+        load(params)
+    run = load(params, {"gate": {"rules": [{"judge": "pickscore_bxb", "metric": "mean", "at_least": 1}]}})
+    assert "pickscore_bxb" in _trained_on(run, "balanced") and "heldout_bxb" not in _trained_on(run, "balanced")
+    assert _trained_on(run, "base") == ()
+
+
+def test_an_unknown_matrix_judge_is_refused(tmp_path):
+    params = tmp_path / "params.yaml"
+    params.write_text("profile: tiny\nevaluate: {judges: [heldout, nope_bxb]}\n")
+    with pytest.raises(ConfigError, match="Unknown judge 'nope_bxb'"):
+        load(params)

@@ -1,0 +1,38 @@
+import pytest
+import torch
+
+from textcraftor.config import RewardConfig
+from textcraftor.errors import RewardError
+from textcraftor.rewards import load_reward
+
+
+@pytest.fixture
+def contrast(openclip_folder):
+    return load_reward("contrast", RewardConfig(kind="contrast", path=str(openclip_folder)))
+
+
+def test_the_score_is_the_log_probability_of_its_own_prompt(contrast, openclip_folder, images, prompts):
+    clip = load_reward("clip", RewardConfig(kind="clip", path=str(openclip_folder)))
+    features = clip.text_features(prompts)
+    scale = clip.text_tower.logit_scale.exp()
+    logits = torch.stack([scale * clip.score(images, features[[j] * len(images)]) for j in range(len(prompts))], dim=1)
+    expected = torch.stack([torch.log(row.exp()[i] / row.exp().sum()) for i, row in enumerate(logits)])
+    assert contrast.score(images, contrast.text_features(prompts)).tolist() == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_what_suits_every_prompt_alike_is_worth_nothing(contrast, images, prompts):
+    one = contrast.text_features([prompts[0]] * len(images))
+    assert contrast.score(images, one).tolist() == pytest.approx([-torch.tensor(len(images)).log().item()] * len(images))
+
+
+def test_the_gradient_reaches_the_images_and_no_tower(contrast, images, prompts):
+    images = images.clone().requires_grad_(True)
+    contrast.score(images, contrast.text_features(prompts)).sum().backward()
+    assert images.grad is not None
+    assert images.grad.flatten(1).norm(dim=1).min() > 0
+    assert all(parameter.grad is None for parameter in contrast.parameters())
+
+
+def test_it_needs_a_prompt_for_each_image(contrast, images, prompts):
+    with pytest.raises(RewardError, match="one row for each image"):
+        contrast.score(images, contrast.text_features(prompts)[:1])

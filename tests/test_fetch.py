@@ -1,0 +1,275 @@
+"""Fetching from a hub (a small one on loopback), a URL and a folder: pinned, resumed, verified, never unpickled."""
+
+import hashlib
+import json
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save
+
+from tests.hub import COMMIT, Hub, serving
+from textcraftor import fetch as fetching
+from textcraftor.config import Config, Download, load
+from textcraftor.errors import ConfigError, ModelError
+from textcraftor.fetch import LOCK, PARTS, Fetched, fetch, missing, read_lock, require
+
+WEIGHTS = save({"weight": torch.arange(60_000, dtype=torch.float32)})
+CONFIG = b'{"hidden_size": 8}'
+FILES = {"acme/base/model.safetensors": WEIGHTS, "acme/base/config.json": CONFIG}
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's client writes 10 MB at a time; what had not been written when a connection broke is asked for again."""
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 10_000)
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with serving(Hub(dict(FILES))) as running:
+        yield running
+
+
+def wants(tmp_path: Path, **more: Any) -> Config:
+    """A run that needs acme/base, changed as told."""
+    params = tmp_path / "params.yaml"
+    params.write_text("profile: tiny\n")
+    files = {"config.json": "", "model.safetensors": ""}
+    download = {"to": "weights/base", "hub": "acme/base", "revision": COMMIT, "files": files, **more}
+    return load(params, {"downloads": {"base": {key: value for key, value in download.items() if value is not None}}})
+
+
+def get(config: Config, root: Path, hub: Hub | None = None, **more: Any) -> list[Fetched]:
+    return list(fetch(config, root, mirror=hub.address if hub else "", **more))
+
+
+def test_what_is_missing_comes_and_what_is_there_stays(tmp_path: Path, hub: Hub) -> None:
+    run = wants(tmp_path)
+    with pytest.raises(ModelError, match=r"weights/base/config\.json is missing \(2 files.*textcraftor fetch --profile tiny"):
+        require(run, tmp_path)
+    assert [each.action for each in get(run, tmp_path, hub)] == ["downloaded", "downloaded"]
+    assert (tmp_path / "weights/base/model.safetensors").read_bytes() == WEIGHTS
+    assert (tmp_path / "weights/base/config.json").read_bytes() == CONFIG
+    assert not missing(run, tmp_path) and not list((tmp_path / PARTS).iterdir())
+    require(run, tmp_path)
+    requests = len(hub.asked)
+    assert [each.action for each in get(run, tmp_path, hub)] == ["present", "present"]
+    assert len(hub.asked) == requests, "what is there and sound asks nobody"
+
+
+def test_the_environment_names_the_mirror_too(tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = wants(tmp_path).model_copy(update={"mirror": hub.address})
+    assert [each.action for each in get(run, tmp_path)] == ["downloaded", "downloaded"]
+
+
+def test_an_interrupted_download_goes_on_where_it_broke(tmp_path: Path, hub: Hub) -> None:
+    run = wants(tmp_path, files={"model.safetensors": sha256(WEIGHTS)})
+    hub.cut_after = 100_000
+    with pytest.raises(
+        ModelError, match=r"model\.safetensors of acme/base@0123456 could not be downloaded.*0\.1 MB of it are kept"
+    ):
+        get(run, tmp_path, hub)
+    assert not (tmp_path / "weights").exists() and not (tmp_path / LOCK).exists()
+    (part,) = (tmp_path / PARTS).iterdir()
+    assert part.read_bytes() == WEIGHTS[:100_000]
+    hub.cut_after, hub.down = None, False
+    hub.asked.clear()
+    assert [each.action for each in get(run, tmp_path, hub)] == ["downloaded"]
+    assert [asked for method, _, asked in hub.asked if method == "GET"] == ["bytes=100000-"]
+    assert (tmp_path / "weights/base/model.safetensors").read_bytes() == WEIGHTS
+
+
+@pytest.mark.parametrize("told_by", ["the profile", "weights.lock.json", "the hub"])
+def test_a_wrong_sha256_is_refused_by_name_and_kept_out(tmp_path: Path, hub: Hub, told_by: str) -> None:
+    other = save({"weight": torch.zeros(60_000)})
+    pin = sha256(WEIGHTS) if told_by == "the profile" else ""
+    run = wants(tmp_path, files={"model.safetensors": pin})
+    if told_by == "weights.lock.json":
+        get(run, tmp_path, hub)
+        (tmp_path / "weights/base/model.safetensors").unlink()
+    if told_by == "the hub":
+        hub.lies["acme/base/model.safetensors"] = other
+    else:
+        hub.files["acme/base/model.safetensors"] = other
+    with pytest.raises(
+        ModelError, match=rf"model\.safetensors of acme/base@0123456: its sha256 is {sha256(other)}, but {told_by}"
+    ):
+        get(run, tmp_path, hub)
+    assert not (tmp_path / "weights/base/model.safetensors").exists()
+    assert not list((tmp_path / PARTS).iterdir()), "nor may the next call build upon it"
+
+
+def test_a_file_that_changed_on_disk_is_fetched_anew(tmp_path: Path, hub: Hub) -> None:
+    run = wants(tmp_path)
+    get(run, tmp_path, hub)
+    (tmp_path / "weights/base/config.json").write_bytes(b"{}")
+    assert [each.action for each in get(run, tmp_path, hub)] == ["downloaded", "present"]
+    assert (tmp_path / "weights/base/config.json").read_bytes() == CONFIG
+
+
+def test_another_revision_is_fetched_and_a_mirror_of_another_commit_refused(tmp_path: Path, hub: Hub) -> None:
+    get(wants(tmp_path), tmp_path, hub)
+    newer = wants(tmp_path, revision="f" * 40)
+    with pytest.raises(ModelError, match=r"the hub answered with commit 0123456"):
+        get(newer, tmp_path, hub)
+    hub.commit = "f" * 40
+    assert [each.action for each in get(newer, tmp_path, hub)] == ["downloaded", "downloaded"]
+    assert {entry["origin"] for entry in read_lock(tmp_path).values()} == {f"acme/base@{'f' * 40}"}
+
+
+@pytest.mark.parametrize("content", [WEIGHTS[:-1000], b"not safetensors at all"])
+def test_a_damaged_file_is_refused_even_where_nobody_pinned_it(tmp_path: Path, hub: Hub, content: bytes) -> None:
+    hub.files["acme/base/model.safetensors"] = content
+    with pytest.raises(ModelError, match=r"model\.safetensors of acme/base@0123456 is damaged"):
+        get(wants(tmp_path, files={"model.safetensors": ""}), tmp_path, hub)
+    assert not (tmp_path / "weights").exists() or not list((tmp_path / "weights").rglob("*.safetensors"))
+    assert read_lock(tmp_path) == {} and not list((tmp_path / PARTS).iterdir())
+
+
+def torch_file(path: Path, content: Any) -> bytes:
+    torch.save(content, path)
+    return path.read_bytes()
+
+
+def test_a_torch_file_is_converted_once_and_pinned_as_published(tmp_path: Path, hub: Hub) -> None:
+    tensors = {"visual.weight": torch.randn(3, 4).half(), "logit_scale": torch.tensor(4.6)}
+    published = torch_file(tmp_path / "made.pt", {"epoch": 3, "state_dict": tensors})
+    hub.files["acme/base/HPS_v2_compressed.pt"] = published
+    run = wants(tmp_path, files={"HPS_v2_compressed.pt": sha256(published)})
+    (fetched,) = get(run, tmp_path, hub)
+    assert fetched.path == Path("weights/base/HPS_v2_compressed.safetensors")
+    stored = load_file(tmp_path / fetched.path)
+    assert stored.keys() == tensors.keys() and all(torch.equal(stored[key], tensors[key]) for key in tensors)
+    assert [path.name for path in (tmp_path / "weights/base").iterdir()] == ["HPS_v2_compressed.safetensors"]
+    entry = read_lock(tmp_path)[str(fetched.path)]
+    assert entry["published_sha256"] == sha256(published) and entry["sha256"] == sha256((tmp_path / fetched.path).read_bytes())
+    assert [each.action for each in get(run, tmp_path, hub)] == ["present"]
+
+
+def test_the_names_that_libraries_look_for(tmp_path: Path, hub: Hub) -> None:
+    hub.files["acme/base/open_clip_pytorch_model.bin"] = torch_file(tmp_path / "made.bin", {"a": torch.ones(2)})
+    (fetched,) = get(wants(tmp_path, files={"open_clip_pytorch_model.bin": ""}), tmp_path, hub)
+    assert fetched.path.name == "open_clip_model.safetensors"
+
+
+class Bomb:
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path("exploded"),))
+
+
+def test_nothing_is_unpickled(tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    bombs = [pickle.dumps(Bomb()), torch_file(tmp_path / "bomb.pt", {"state_dict": Bomb()})]
+    for content in bombs:
+        hub.files["acme/base/model.pt"] = content
+        with pytest.raises(ModelError, match=r"model\.pt of acme/base@0123456: .*Refused and deleted"):
+            get(wants(tmp_path, files={"model.pt": sha256(content)}), tmp_path, hub)
+    assert not (tmp_path / "exploded").exists() and not list((tmp_path / PARTS).iterdir())
+    assert not list((tmp_path / "weights").rglob("*.safetensors"))
+
+
+def test_a_plain_url_resumes_too(tmp_path: Path, hub: Hub) -> None:
+    hub.files["/head.safetensors"] = WEIGHTS
+    run = wants(
+        tmp_path, hub=None, revision=None, url=f"{hub.address}/head.safetensors", files={"head.safetensors": sha256(WEIGHTS)}
+    )
+    hub.cut_after = 50_000
+    with pytest.raises(ModelError, match="could not be downloaded"):
+        get(run, tmp_path)
+    hub.cut_after, hub.down = None, False
+    get(run, tmp_path)
+    assert hub.asked[-1][2] == "bytes=50000-"
+    assert (tmp_path / "weights/base/head.safetensors").read_bytes() == WEIGHTS
+
+
+@pytest.mark.parametrize(
+    "layout", ["acme/base", "base", f"models--acme--base/snapshots/{COMMIT}", f"hub/models--acme--base/snapshots/{COMMIT}"]
+)
+def test_a_local_folder_stands_in_for_the_hub(tmp_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetching, "get_hf_file_metadata", None)  # no network: asking would be a crash
+    shelf = tmp_path / "shelf"
+    (shelf / layout).mkdir(parents=True)
+    (shelf / layout / "model.safetensors").write_bytes(WEIGHTS)
+    with pytest.raises(
+        ModelError, match=r"config\.json of acme/base@0123456 is not in .*shelf\. Looked for base/config\.json, acme"
+    ):
+        get(wants(tmp_path), tmp_path, folder=shelf)
+    (shelf / layout / "config.json").write_bytes(CONFIG)
+    assert [each.action for each in get(wants(tmp_path), tmp_path, folder=shelf)] == ["copied", "copied"]
+    assert (shelf / layout / "config.json").exists(), "a shelf is read, not emptied"
+
+
+def test_a_pinned_file_may_lie_anywhere_in_the_folder_an_unpinned_one_may_not(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(WEIGHTS)
+    pinned = wants(tmp_path, files={"model.safetensors": sha256(WEIGHTS)})
+    assert [each.action for each in get(pinned, tmp_path, folder=tmp_path)] == ["copied"]
+    with pytest.raises(ModelError, match="is not in"):
+        get(wants(tmp_path, to="weights/other", files={"model.safetensors": ""}), tmp_path, folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"files": {"nope.json": ""}},
+            r"nope\.json of acme/base@0123456 could not be downloaded.*no such file at that revision",
+        ),
+        ({"hub": "acme/gone"}, r"could not be downloaded"),
+    ],
+)
+def test_what_the_hub_has_not_is_named(tmp_path: Path, hub: Hub, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError, match=message) as error:
+        get(wants(tmp_path, **change), tmp_path, hub)
+    assert "\n" not in str(error.value)
+
+
+def test_a_server_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"could not be downloaded: .*use --mirror URL"):
+        list(fetch(wants(tmp_path), tmp_path, mirror="http://127.0.0.1:1"))
+
+
+def test_more_than_fits_is_refused_before_it_starts(tmp_path: Path, hub: Hub) -> None:
+    with pytest.raises(ModelError, match=r"need about 1000000\.0 GB, .* are free"):
+        get(wants(tmp_path, megabytes=10**9), tmp_path, hub)
+    assert not hub.asked
+
+
+def test_only_what_is_named(tmp_path: Path, hub: Hub) -> None:
+    with pytest.raises(ConfigError, match=r"Unknown download 'bse'.*Did you mean 'base'\?"):
+        get(wants(tmp_path), tmp_path, hub, names=["bse"])
+    assert len(get(wants(tmp_path), tmp_path, hub, names=["base"])) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"revision": None}, "needs its revision"),
+        ({"revision": "main"}, "revision"),
+        ({"hub": None, "revision": None}, "give either hub"),
+        ({"to": "../elsewhere"}, "must stay inside the workspace"),
+        ({"files": {"/etc/passwd": ""}}, "must stay inside the workspace"),
+        ({"files": {"a.json": "abc"}}, "files"),
+    ],
+)
+def test_a_download_that_cannot_be_meant_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        wants(tmp_path, **change)
+
+
+def test_a_lock_file_that_is_no_lock_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / LOCK).write_text(json.dumps({"weights/base/config.json": []}))
+    with pytest.raises(ModelError, match=r"weights\.lock\.json is no record"):
+        read_lock(tmp_path)
+
+
+def test_a_download_says_what_it_is() -> None:
+    for name, field in Download.model_fields.items():
+        assert field.description or name == "licence", name

@@ -1,0 +1,200 @@
+"""What a training run will take, before it is begun: parameters, UNet forwards, batch, memory, time; then one real batch.
+
+All figures are estimates from shapes (`footprint`), with these assumptions, which the table repeats: fused attention,
+every micro batch's activations alive until its backward pass, AdamW in float32, MARGIN for allocator and kernels; speed
+is EFFICIENCY of what a matrix product reaches on this device.
+"""
+
+import os
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.table import Table
+
+from textcraftor.config import Config, TuneConfig
+from textcraftor.errors import ConfigError, unknown
+from textcraftor.footprint import Footprint, footprint
+from textcraftor.prepare import CURATED
+
+MARGIN = 1.1
+OVERHEAD = 1e9  # bytes: the device's context, its libraries' workspaces
+EFFICIENCY = 0.4
+TRAINED_BYTES = 16  # a float32 parameter with its gradient and AdamW's two moments
+# The paper: 2,300 A100-hours for 2.56 M samples, at 40 guided UNet forwards a sample, SD 1.5 at 512 px in float32.
+A100_SECONDS_A_FORWARD = 3.2 / 40
+SD15_PAIR_FLOPS = 1.607e12
+PLACEHOLDERS = ("a lighthouse on a cliff at dusk, oil painting", "a small red circle on a white background")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The arithmetic of one training stage. memory: bytes by part, on each device. flops: of one sample, by part."""
+
+    mix: str
+    tune: TuneConfig
+    processes: int
+    chain_steps: int
+    switch_step: int
+    trainable: int
+    unet_forwards: int  # guided ones a sample, a backward pass counted as one (METHOD: input-only backward = 1)
+    memory: dict[str, float]
+    flops: dict[str, float]
+    pair_flops: float
+    unknown: tuple[str, ...]
+
+    @property
+    def batch(self) -> int:
+        """Samples an optimiser step, over all processes."""
+        return self.tune.batch_size * self.tune.accumulation * self.processes
+
+    @property
+    def peak(self) -> float:
+        """Bytes."""
+        return sum(self.memory.values()) * MARGIN + OVERHEAD
+
+    def seconds(self, samples: int, flops_a_second: float) -> float:
+        """For so many training samples on one device of that matrix-product speed."""
+        return samples * sum(self.flops.values()) / (flops_a_second * EFFICIENCY)
+
+    def seconds_on_a100(self, samples: int) -> float:
+        """The same by the paper's own figure."""
+        return samples * self.unet_forwards * A100_SECONDS_A_FORWARD * self.pair_flops / SD15_PAIR_FLOPS
+
+
+def plan(config: Config, mix: str, root: Path) -> Plan | None:
+    """The plan of `train --mix MIX`; None when nothing tells the base's architecture. Raises ConfigError for the mix."""
+    if mix not in config.mix:
+        raise ConfigError(unknown("mix", mix, config.mix))
+    rewards = [name for name, weight in config.mix[mix].items() if weight]
+    costs = footprint(config, root, rewards)
+    return _plan(config, mix, costs) if costs else None
+
+
+def _plan(config: Config, mix: str, costs: Footprint) -> Plan:
+    tune, batch = config.train, config.train.batch_size
+    checkpointing = tune.gradient_checkpointing
+    tuned = getattr(tune, "encoders", ("text_encoder",))
+    trainable = sum(costs.text_encoders[name].parameters for name in tuned if name in costs.text_encoders)
+    forwards = tune.grad_steps * (3 if checkpointing else 2)
+    towers = costs.towers.values()
+    memory = {
+        "frozen UNet, VAE, text encoders": costs.unet.weights
+        + costs.vae.weights
+        + sum(encoder.weights for encoder in costs.text_encoders.values()),
+        "reward towers": sum(tower.weights for tower in towers),
+        "tuned copy, gradient, AdamW": float(TRAINED_BYTES * trainable),
+        "UNet activations": costs.unet.saved * batch * (1 if checkpointing else tune.grad_steps),
+        "VAE activations": costs.vae.saved * batch,
+        "reward activations": sum(tower.saved for tower in towers) * batch,
+        "text encoder activations": sum(encoder.saved for encoder in costs.text_encoders.values()) * (batch + 1),
+    }
+    flops = {
+        "UNet": costs.unet.flops * forwards,
+        "VAE": costs.vae.flops * 2,
+        "rewards": sum(tower.flops for tower in towers) * 2,
+        "text encoder": sum(encoder.flops for encoder in costs.text_encoders.values()) * 6,
+    }
+    chain = config.train_chain.num_inference_steps
+    return Plan(
+        mix=mix,
+        tune=tune,
+        processes=int(os.environ.get("WORLD_SIZE", "1")),
+        chain_steps=chain,
+        switch_step=round(config.train.switch_at * chain),
+        trainable=trainable,
+        unet_forwards=forwards,
+        memory=memory,
+        flops=flops,
+        pair_flops=costs.unet.flops,
+        unknown=costs.unknown,
+    )
+
+
+def table(made: Plan, truncated: dict[str, str], device: torch.device) -> Table:
+    """The plan as a table. truncated: tokenizer -> how many prompts it cuts."""
+    tune = made.tune
+    shown = Table(title=f"train --mix {made.mix}: the plan", show_header=False, title_justify="left")
+    again = " + as many recomputed" if tune.gradient_checkpointing else ""
+    rows = {
+        "trainable parameters": f"{made.trainable:,}",
+        "batch": f"{tune.batch_size} (micro) x {tune.accumulation} (accumulation) x {made.processes} (processes)"
+        f" = {made.batch}",
+        "samples in all": f"{tune.steps:,} steps x {made.batch} = {tune.steps * made.batch:,}",
+        "chain": f"{made.chain_steps} steps, the first {made.switch_step} from the cache, gradient through {tune.grad_steps}",
+        "guided UNet forwards": f"{made.unet_forwards} a sample ({tune.grad_steps}{again} + as many backward), "
+        f"{made.unet_forwards * made.batch:,} an optimiser step",
+    }
+    rows |= {f"truncated by {name}": found for name, found in truncated.items()}
+    rows |= {f"memory: {part}": gigabytes(size) for part, size in made.memory.items()}
+    rows["memory in all"] = f"{gigabytes(made.peak)} on each device, estimated (+10 % and 1 GB); here: {capacity(device)}"
+    if made.unknown:
+        rows["not counted"] = f"{', '.join(made.unknown)}: of no known architecture"
+    for name, value in rows.items():
+        shown.add_row(name, value)
+    return shown
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP a second that this device reaches on a matrix product, measured in a fraction of a second."""
+    size = 8192 if device.type == "cuda" else 768
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+
+    def once() -> float:
+        started = time.perf_counter()
+        (left @ right).flatten()[0].item()  # waits for the device
+        return time.perf_counter() - started
+
+    return 2 * size**3 / sorted(once() for _ in range(7))[3]
+
+
+def capacity(device: torch.device) -> str:
+    """The device's name and memory."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return f"{torch.cuda.get_device_name(device)}, {gigabytes(free)} free of {gigabytes(total)}"
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return f"CPU, {os.cpu_count()} cores, {gigabytes(total)}"
+
+
+def gigabytes(size: float) -> str:
+    """1e9 bytes are a GB here, as on a GPU's label."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
+def some_prompts(config: Config, root: Path, count: int) -> tuple[list[str], str]:
+    """(the first train prompts, what they are); placeholders before there is a curated set."""
+    from textcraftor.prompts.table import read_prompts
+
+    path = root / CURATED / "train.parquet"
+    if path.exists():
+        prompts = read_prompts(path)["prompt"].head(count).to_list()
+        return prompts, f"{len(prompts):,} train prompts"
+    return [PLACEHOLDERS[i % len(PLACEHOLDERS)] for i in range(min(count, 64))], "placeholders: nothing is curated yet"
+
+
+def truncated_tokens(config: Config, root: Path) -> dict[str, str]:
+    """Tokenizer of the base -> how many of the first 10,000 train prompts are longer than it reads."""
+    from transformers import AutoTokenizer
+
+    folders = [folder for name in ("tokenizer", "tokenizer_2") if (folder := root / config.base.path / name).is_dir()]
+    if not folders:
+        return {"the base": "unknown until its tokenizer is here"}
+    prompts, what = some_prompts(config, root, 10_000)
+    found = {}
+    for folder in folders:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        limit = tokenizer.model_max_length
+        cut = sum(len(ids) > limit for ids in tokenizer(prompts, verbose=False).input_ids)
+        found[f"the base's {folder.name}"] = f"{cut:,} of {what}, at {limit} tokens"
+    return found
+
+
+def peak_memory(device: torch.device) -> float:
+    """Bytes: the most this process has held so far."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1.0 if sys.platform == "darwin" else 1024.0)

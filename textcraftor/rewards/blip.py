@@ -1,0 +1,118 @@
+"""BLIP as ImageReward uses it: an image tower, and a BERT that reads the prompt while looking at the image.
+
+The modules are those of transformers (BlipVisionModel, BlipTextModel); here stands how the published file names their
+tensors, and what its shapes say about the architecture.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
+
+from textcraftor.errors import ModelError
+from textcraftor.rewards.weights import check_fit, refuse_misfit
+
+IMAGE, TEXT = "blip.visual_encoder.", "blip.text_encoder."
+POSITIONS, PATCHES = f"{IMAGE}pos_embed", f"{IMAGE}patch_embed.proj.weight"
+# In the file, and in no score: BLIP's contrastive projections, and a buffer that counts 0, 1, 2 ...
+UNUSED = re.compile(r"blip\.(vision_proj|text_proj)\.(weight|bias)|blip\.text_encoder\.embeddings\.position_ids")
+HEAD_WIDTH = 64  # of every image tower of BLIP
+# transformers' name of a tensor of the image tower -> the file's
+NAMES = (
+    ("embeddings.class_embedding", "cls_token"),
+    ("embeddings.position_embedding", "pos_embed"),
+    ("embeddings.patch_embedding.", "patch_embed.proj."),
+    ("encoder.layers.", "blocks."),
+    (".layer_norm", ".norm"),
+    (".self_attn.projection.", ".attn.proj."),
+    (".self_attn.", ".attn."),
+    ("post_layernorm.", "norm."),
+)
+
+
+class Blip(nn.Module):
+    """The two towers. image: (B, 3, S, S) pixels -> (B, patches + 1, D).  text: reads prompts against that."""
+
+    def __init__(self, image: BlipVisionConfig, text: BlipTextConfig) -> None:
+        super().__init__()
+        self.image: Any = BlipVisionModel(image)
+        self.text: Any = BlipTextModel(text, add_pooling_layer=False)
+
+
+def load_blip(state: Mapping[str, Tensor], path: Path, med_config: Path) -> Blip:
+    """BLIP with the tensors `blip.*` of ImageReward's file, all of them or none.
+
+    state: the file's tensors.  path: the file, for messages.  med_config: the text encoder's configuration.
+    Raises ModelError naming the file and the keys that are missing, unexpected or mis-shaped.
+    """
+    ours = {key: value for key, value in state.items() if key.startswith("blip.") and not UNUSED.fullmatch(key)}
+    refuse_misfit(path, missing={POSITIONS, PATCHES} - ours.keys(), unexpected=(), misshaped={})
+    image = _image_config(ours, path)
+    model = Blip(image, _text_config(med_config, image.hidden_size))
+    expected = {file_key(key): key for key in model.state_dict()}
+    check_fit(path, ours, {ours_key: model.state_dict()[key] for ours_key, key in expected.items()})
+    model.load_state_dict({key: ours[ours_key] for ours_key, key in expected.items()})
+    return model
+
+
+def file_key(key: str) -> str:
+    """What ImageReward's file calls a tensor of `Blip`. BERT's own names are the same in both."""
+    tower, _, name = key.partition(".")
+    if tower == "text":
+        return TEXT + name
+    for from_transformers, in_file in NAMES:
+        name = name.replace(from_transformers, in_file)
+    return IMAGE + name
+
+
+def _image_config(state: Mapping[str, Tensor], path: Path) -> BlipVisionConfig:
+    """The image tower that the shapes speak of: published, a ViT-L/16 at 224 px."""
+    positions, patches = state[POSITIONS], state[PATCHES]
+    side = round((positions.shape[1] - 1) ** 0.5) if positions.ndim == 3 else 0
+    width = positions.shape[-1]
+    if side < 1 or side * side + 1 != positions.shape[1] or patches.ndim != 4 or width % HEAD_WIDTH:
+        raise ModelError(
+            f"{path}: {POSITIONS} {tuple(positions.shape)} and {PATCHES} {tuple(patches.shape)} describe no image tower "
+            f"of BLIP (a class token and a square of patches, a width that is a multiple of {HEAD_WIDTH})"
+        )
+    blocks = {match[1] for key in state if (match := re.match(rf"{re.escape(IMAGE)}blocks\.(\d+)\.", key))}
+    hidden = state.get(f"{IMAGE}blocks.0.mlp.fc1.bias")
+    return BlipVisionConfig(
+        hidden_size=width,
+        intermediate_size=4 * width if hidden is None else len(hidden),
+        num_hidden_layers=len(blocks),
+        num_attention_heads=width // HEAD_WIDTH,
+        image_size=side * patches.shape[-1],
+        patch_size=patches.shape[-1],
+        layer_norm_eps=1e-6,  # transformers' default is another BLIP's
+    )
+
+
+def _text_config(path: Path, encoder_width: int) -> BlipTextConfig:
+    """BERT with cross-attention, as med_config.json describes it: published, BERT-base with 30,524 tokens."""
+    wants = "the configuration of ImageReward's text encoder (med_config.json, published beside ImageReward.pt)"
+    try:
+        med = json.loads(path.read_text(encoding="utf-8"))
+        return BlipTextConfig(
+            vocab_size=med["vocab_size"],
+            hidden_size=med["hidden_size"],
+            encoder_hidden_size=encoder_width,
+            intermediate_size=med["intermediate_size"],
+            num_hidden_layers=med["num_hidden_layers"],
+            num_attention_heads=med["num_attention_heads"],
+            max_position_embeddings=med["max_position_embeddings"],
+            hidden_act=med["hidden_act"],
+            layer_norm_eps=med["layer_norm_eps"],
+            pad_token_id=med["pad_token_id"],
+            is_decoder=True,  # says that there is cross-attention; the self-attention looks both ways
+        )
+    except FileNotFoundError:
+        raise ModelError(f"{path} does not exist; expected {wants}") from None
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"{path} cannot be read; expected {wants}: {' '.join(str(error).split())[:200]}") from None
+    except KeyError as error:
+        raise ModelError(f"{path} lacks {error}; expected {wants}") from None
