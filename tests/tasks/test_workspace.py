@@ -73,7 +73,7 @@ def test_overrides_belong_to_their_profile(project: Path, monkeypatch: pytest.Mo
     tiny = (Path(__file__).parents[2] / "textcraftor/profiles/tiny.yaml").read_text()
     (profiles / "tiny.yaml").write_text(tiny)
     (profiles / "other.yaml").write_text(tiny)
-    monkeypatch.setattr("textcraftor.config.PROFILES", profiles)
+    monkeypatch.setattr("textcraftor.config.profiles.PROFILES", profiles)
     assert Workspace(project).config.train.steps == 200
     assert open_workspace.fn(project, profile="other").config.train.steps == yaml.safe_load(tiny)["train"]["steps"]
 

@@ -1,0 +1,47 @@
+"""The configuration of a run: one frozen model a stage, and the only reader of YAML.
+
+A profile (`textcraftor/profiles/NAME.yaml`) describes a whole run; `params.yaml` names the profile,
+selects its mixes and overrides single values. `load` merges and checks them once; every artifact
+carries the sections that made it. Fractions of the chain (`switch_at`) hold for any number of steps.
+"""
+
+from textcraftor.config.base import BaseConfig, ChainConfig, PrepareConfig, SamplerConfig, switch_step
+from textcraftor.config.downloads import Download
+from textcraftor.config.judging import MATRIX, EvaluateConfig, GateConfig, GateRule, RegistryConfig
+from textcraftor.config.profiles import PROFILES, load, merge, resolved_yaml
+from textcraftor.config.prompts import FileSource, PromptsConfig, PromptSource, SceneSource
+from textcraftor.config.rewards import Mix, RewardConfig
+from textcraftor.config.run import Config
+from textcraftor.config.section import Fraction, Name, Positive, Section
+from textcraftor.config.training import TrainConfig, TuneConfig
+
+__all__ = [
+    "MATRIX",
+    "PROFILES",
+    "BaseConfig",
+    "ChainConfig",
+    "Config",
+    "Download",
+    "EvaluateConfig",
+    "FileSource",
+    "Fraction",
+    "GateConfig",
+    "GateRule",
+    "Mix",
+    "Name",
+    "Positive",
+    "PrepareConfig",
+    "PromptSource",
+    "PromptsConfig",
+    "RegistryConfig",
+    "RewardConfig",
+    "SamplerConfig",
+    "SceneSource",
+    "Section",
+    "TrainConfig",
+    "TuneConfig",
+    "load",
+    "merge",
+    "resolved_yaml",
+    "switch_step",
+]

@@ -1,0 +1,52 @@
+"""The base model and its denoising chain."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from textcraftor.config.section import Fraction, Positive, Section
+
+
+class BaseConfig(Section):
+    """The base model, SD 1.x, 2.x or SDXL: a diffusers pipeline by hub id or folder, or a single-file checkpoint."""
+
+    path: str = Field(description="hub id, diffusers folder, or a .safetensors checkpoint of the original layout")
+    config: str | None = Field(None, description="single file only: folder or hub id that names architecture and scheduler")
+    revision: str | None = None
+    resolution: Positive = Field(512, description="pixels; images are square")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="of the frozen UNet and VAE; text encoders and all that is trained are float32"
+    )
+    vae_slicing: bool = Field(False, description="decode one image at a time: less memory")
+    vae_gradient_checkpointing: bool = Field(False, description="recompute the VAE's blocks going back: less memory")
+    tiny_vae: str | None = Field(None, description="folder or hub id of an AutoencoderTiny that decodes in the VAE's place")
+
+
+class ChainConfig(Section):
+    """The denoising chain (paper section 4.1: DDIM, 25 steps, guidance 7.5); the same in training and sampling."""
+
+    scheduler: Literal["ddim", "dpmsolver", "euler", "pndm"] = Field(
+        "ddim", description="dpmsolver: DPM-Solver++ multistep. Noise schedule and prediction type are the base's"
+    )
+    num_inference_steps: Positive = 25
+    guidance_scale: Annotated[float, Field(ge=1)] = 7.5
+
+
+class SamplerConfig(Section):
+    """How images are made with a tuned encoder. Nothing here touches training, so nothing here retrains."""
+
+    switch_at: Fraction = Field(
+        0.4, description="fraction of the chain at which the tuned encoder takes over (paper: 10 of 25)"
+    )
+
+
+class PrepareConfig(Section):
+    """The prefix cache: latents at the training switch, computed once for all mixes."""
+
+    batch_size: Positive = 64
+    cpu_threads: Positive | None = Field(None, description="as the run's, for this stage, which runs alone. None: the run's")
+
+
+def switch_step(switch_at: float, num_inference_steps: int) -> int:
+    """The first step index conditioned by the tuned encoder: 0.4 of 25 steps is step 10."""
+    return round(switch_at * num_inference_steps)

@@ -1,0 +1,39 @@
+"""What `textcraftor fetch` brings."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from textcraftor.config.section import Positive, Section
+
+Sha256 = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
+
+
+class Download(Section):
+    """Files of others that `textcraftor fetch` brings into the folder `to`: from a hub repository, or from a URL."""
+
+    to: str = Field(description="folder in the workspace; where the base, a reward or a prompt source then looks")
+    hub: str = Field("", description="repository on the hub, owner/name; instead of url")
+    revision: Annotated[str, Field(pattern=r"^([0-9a-f]{40})?$")] = Field(
+        "", description="commit of the hub repository, in full: a branch moves"
+    )
+    url: str = Field("", description="address of the one file, where it lies on no hub")
+    files: dict[str, Sha256] = Field(
+        min_length=1, description="file -> sha256; empty: recorded in weights.lock.json at the first fetch, and held to it"
+    )
+    megabytes: Positive = Field(1, description="size of all files, about")
+    licence: str = "unknown"
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "Download":
+        if bool(self.hub) == bool(self.url):
+            raise ValueError(f"give either hub (with revision) or url, got hub {self.hub!r} and url {self.url!r}")
+        if self.hub and not self.revision:
+            raise ValueError(f"{self.hub} needs its revision: the 40 digits of a commit")
+        if self.url and len(self.files) != 1:
+            raise ValueError(f"a url is one file, got {len(self.files)} files")
+        for path in (self.to, *self.files):
+            if Path(path).is_absolute() or ".." in Path(path).parts:
+                raise ValueError(f"{path!r} must stay inside the workspace: relative, without '..'")
+        return self

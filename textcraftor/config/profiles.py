@@ -1,0 +1,93 @@
+"""The only reader of YAML: a profile, overlaid by params.yaml, becomes a run or one line on what is wrong."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from textcraftor.config.run import Config
+from textcraftor.config.section import Section
+from textcraftor.errors import ConfigError, unknown
+
+PROFILES = Path(__file__).parents[1] / "profiles"
+
+SWITCH_HINT = " It is a fraction of the chain: 0.4 is the paper's value for sampling, 0.8 for training."
+
+
+def load(params: Path | str = "params.yaml", overrides: Mapping[str, Any] | None = None, profile: str | None = None) -> Config:
+    """Resolve a run: the profile, overlaid by `params`, overlaid by `overrides` (nested mappings).
+
+    profile: instead of the one that `params` names. What `params` overrides belongs to the profile it names: another
+    one starts without it, and then the file need not even exist.
+    Raises ConfigError when a file is missing or not YAML, a key is unknown or a value impossible.
+    """
+    written = _read(Path(params)) if profile is None or Path(params).exists() else {}
+    if profile is not None and profile != written.get("profile", "tiny"):
+        written = {"profile": profile}
+    chosen = merge(written, overrides or {})
+    profile = chosen.get("profile", "tiny")
+    known = {path.stem: path for path in PROFILES.glob("*.yaml")}
+    if profile not in known:
+        raise ConfigError(unknown("profile", str(profile), known))
+    try:
+        return Config.model_validate({**merge(_read(known[profile]), chosen), "profile": profile})
+    except ValidationError as error:
+        raise ConfigError(_one_line(error)) from None
+
+
+def resolved_yaml(config: Section) -> str:
+    """The configuration as YAML, every default spelled out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist. Run from the project's root, or name the file with --params") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML in UTF-8: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} must be a mapping of sections, got {type(data).__name__}")
+    return data
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Overlay nested mappings; anything else replaces (a list is never merged)."""
+    merged = dict(below)
+    for key, value in above.items():
+        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            merged[key] = merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _one_line(error: ValidationError) -> str:
+    """Pydantic's report as one line: where, what was got, what is allowed."""
+    first, *rest = error.errors(include_url=False)
+    where = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        return unknown("key", where, _keys_at(first["loc"])) + _more(rest)
+    got = f" (got {first['input']!r})" if not isinstance(first["input"], dict) else ""
+    hint = SWITCH_HINT if where.endswith("switch_at") else ""
+    return f"{where}: {message}{got}.{hint}{_more(rest)}" if where else message + _more(rest)
+
+
+def _more(rest: list[Any]) -> str:
+    return f" ({len(rest)} more fault{'s' if len(rest) > 1 else ''})" if rest else ""
+
+
+def _keys_at(loc: tuple[int | str, ...]) -> list[str]:
+    """The full names of the keys allowed beside the unknown one, as far as the path is made of sections."""
+    model: Any = Config
+    for part in loc[:-1]:
+        field = model.model_fields.get(part) if isinstance(part, str) else None
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, Section)):
+            return []
+        model = field.annotation
+    prefix = "".join(f"{part}." for part in loc[:-1])
+    return [prefix + name for name in model.model_fields]

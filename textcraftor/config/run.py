@@ -1,0 +1,102 @@
+"""A whole run: every section, and the facts that hold across them."""
+
+from pydantic import Field, model_validator
+
+from textcraftor.config.base import BaseConfig, ChainConfig, PrepareConfig, SamplerConfig, switch_step
+from textcraftor.config.downloads import Download
+from textcraftor.config.judging import MATRIX, EvaluateConfig, GateConfig, RegistryConfig
+from textcraftor.config.prompts import PromptsConfig
+from textcraftor.config.rewards import Mix, RewardConfig
+from textcraftor.config.section import Name, Positive, Section
+from textcraftor.config.training import TrainConfig, TuneConfig
+from textcraftor.errors import unknown
+
+
+class Config(Section):
+    """A whole run, resolved and checked."""
+
+    profile: str
+    mixes: tuple[Name, ...] = Field(min_length=1, description="the mixes to train, of those the profile defines")
+    unet_mixes: tuple[Name, ...] = Field((), description="of `mixes`, those whose UNet is tuned too")
+    prompts: PromptsConfig
+    downloads: dict[Name, Download] = Field(
+        default_factory=dict, description="what `textcraftor fetch` gets; empty where all is shipped"
+    )
+    mirror: str = Field("", description="address of a hub mirror; empty: the environment's HF_ENDPOINT, or the hub itself")
+    base: BaseConfig
+    chain: ChainConfig = ChainConfig()
+    sampler: SamplerConfig = SamplerConfig()
+    cpu_threads: Positive | None = Field(
+        None, description="threads of a CPU run; fixed, because sums in another order are other bytes. None: all cores"
+    )
+    rewards: dict[Name, RewardConfig]
+    mix: dict[Name, Mix]
+    prepare: PrepareConfig = PrepareConfig()
+    train: TrainConfig = TrainConfig()
+    train_unet: TuneConfig = TuneConfig()
+    evaluate: EvaluateConfig
+    gate: GateConfig
+    registry: RegistryConfig
+
+    @model_validator(mode="after")
+    def _facts_across_sections(self) -> "Config":
+        for name in self.mixes:
+            if name not in self.mix:
+                raise ValueError(f"mixes: {unknown('mix', name, self.mix)}")
+            self._check_mix(name, self.mix[name])
+        for name in self.unet_mixes:
+            if name not in self.mixes:
+                raise ValueError(f"unet_mixes: {unknown('mix', name, self.mixes)}")
+        known = {*self.rewards, *(name + MATRIX for name in self.rewards), "oracle"}
+        for judge in (*self.evaluate.judges, *self.gate.champion_margin):
+            if judge not in known:
+                raise ValueError(unknown("judge", judge, known))
+        if self.gate.rank_by not in self.evaluate.judges:
+            raise ValueError(f"gate.rank_by: {unknown('judge', self.gate.rank_by, self.evaluate.judges)}")
+        for rule in self.gate.rules:
+            if rule.judge != "diversity" and rule.judge not in self.evaluate.judges:
+                raise ValueError(f"gate.rules: {unknown('judge', rule.judge, {*self.evaluate.judges, 'diversity'})}")
+            if (rule.metric == "ratio") != (rule.judge == "diversity") and rule.metric != "mean":
+                raise ValueError(
+                    f"gate.rules: {rule.judge} has no {rule.metric}. Diversity has mean and ratio, a judge the rest"
+                )
+        for name in (*self.evaluate.judges, *(reward for mix in self.mix.values() for reward in mix)):
+            if name in self.rewards and self.rewards[name].kind == "vae":
+                raise ValueError(f"{name} (kind vae) scores no picture: it may be evaluate.diversity_judge, no judge or reward")
+        if self.evaluate.diversity_judge not in self.rewards:
+            raise ValueError(unknown("reward", self.evaluate.diversity_judge, self.rewards))
+        if self.evaluate.prompts > self.prompts.heldout:
+            raise ValueError(
+                f"evaluate.prompts = {self.evaluate.prompts} is more than prompts.heldout = {self.prompts.heldout}"
+            )
+        steps = self.train_chain.num_inference_steps
+        tuned_steps = steps - switch_step(self.train.switch_at, steps)
+        for section, tune in (("train", self.train), ("train_unet", self.train_unet)):
+            if tune.grad_steps > tuned_steps:
+                raise ValueError(
+                    f"{section}.grad_steps = {tune.grad_steps} is more than the {tuned_steps} steps that "
+                    f"train.switch_at = {self.train.switch_at} leaves of {steps}"
+                )
+        return self
+
+    def _check_mix(self, name: str, weights: Mix) -> None:
+        for reward in weights:
+            if reward not in self.rewards:
+                raise ValueError(f"mix.{name}: {unknown('reward', reward, self.rewards)}")
+        constrained = any(self.rewards[r].kind == "clip" and w > 0 for r, w in weights.items())
+        if not constrained and not self.train.allow_without_clip:
+            raise ValueError(
+                f"mix.{name} has no CLIP constraint (a reward of kind 'clip' with weight > 0). Without it a single "
+                "reward collapses the model (paper figure 6). Add one, or set train.allow_without_clip: true"
+            )
+
+    @property
+    def train_chain(self) -> ChainConfig:
+        """The chain as training runs it: `chain`, with `train.num_inference_steps` where that is set."""
+        steps = self.train.num_inference_steps or self.chain.num_inference_steps
+        return self.chain.model_copy(update={"num_inference_steps": steps})
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """Every candidate of the run, the base excluded: each mix, then each mix with its UNet."""
+        return (*self.mixes, *(f"{mix}-unet" for mix in self.unet_mixes))
