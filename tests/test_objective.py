@@ -14,7 +14,7 @@ from textcraftor.models import Base, TunedModel
 from textcraftor.objective import Objective
 from textcraftor.rewards import RewardMix
 from textcraftor.sampler import Sampler
-from textcraftor.trainset import TrainSet
+from textcraftor.trainset import Batch
 
 from .conftest import Redness
 
@@ -28,9 +28,9 @@ def objective(base: Base, chain: ChainConfig = CHAIN, switch_at: float = 0.5, **
     return Objective(base, Sampler(base, chain, switch_at), mix, settings)
 
 
-def batch(made: Objective) -> TrainSet:
+def batch(made: Objective) -> Batch:
     features = {"redness": Redness().text_features(PROMPTS)}
-    return TrainSet(PROMPTS, made.sampler.prefix(PROMPTS, range(4)), features)
+    return Batch(PROMPTS, made.sampler.prefix(PROMPTS, range(4)), features)
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_every_variant_raises_the_reward(base: Base, variant: str) -> None:
     assert score(made, rows, tuned) > before + 1e-4
 
 
-def score(made: Objective, rows: TrainSet, tuned: TunedModel) -> float:
+def score(made: Objective, rows: Batch, tuned: TunedModel) -> float:
     with torch.no_grad():
         images = made.sampler.decode(made.sampler.finish(rows.latents, made.base.conditioning(PROMPTS, tuned)))
         return float(made.mix(images, rows.text_features)[1]["redness"].mean())

@@ -17,7 +17,7 @@ from textcraftor.preemption import Notice
 from textcraftor.trainer import FINE
 
 from .conftest import Redness
-from .test_trainer import SETTINGS, gradient, new_trainer, watched, weights
+from .test_trainer import SETTINGS, Rivalry, gradient, new_trainer, watched, weights
 
 CPU = torch.device("cpu")
 
@@ -47,11 +47,13 @@ def in_two_processes(work: Callable[[], None]) -> None:
     assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
 
 
-def test_the_gradient_of_two_processes_is_that_of_twice_the_batch(base: Base, tmp_path: Path) -> None:
-    expected = gradient(new_trainer(base, SETTINGS.model_copy(update={"batch_size": 8, "accumulation": 2, "steps": 1})))
+@pytest.mark.parametrize("reward", [Redness, Rivalry])
+def test_the_gradient_of_two_processes_is_that_of_twice_the_batch(base: Base, tmp_path: Path, reward: type[Redness]) -> None:
+    twice = SETTINGS.model_copy(update={"batch_size": 8, "accumulation": 2, "steps": 1})
+    expected = gradient(new_trainer(base, twice, reward()))
 
     def work() -> None:
-        trainer = new_trainer(base, SETTINGS.model_copy(update={"batch_size": 4, "accumulation": 2}))
+        trainer = new_trainer(base, SETTINGS.model_copy(update={"batch_size": 4, "accumulation": 2}), reward())
         record, status, _ = trainer._attempt(Progress(), Notice())
         assert status == FINE and record
         parallel.average([p.grad for p in trainer.module.parameters() if p.grad is not None])

@@ -17,12 +17,19 @@ from textcraftor.preemption import Notice
 from textcraftor.rewards import RewardMix
 from textcraftor.sampler import Sampler
 from textcraftor.trainer import Trainer, rate_factor
-from textcraftor.trainset import TrainSet
+from textcraftor.trainset import Batch, TrainSet
 
 from .conftest import CHAIN, Redness
 
 PROMPTS = [f"a small {colour} circle" for colour in ("red", "green", "blue", "yellow", "purple", "cyan", "golden", "azure")]
 SETTINGS = TuneConfig(grad_steps=1, steps=4, batch_size=4, learning_rate=1e-3, checkpoint_every=2, grid_every=100)
+
+
+class Rivalry(Redness):
+    """It looks at every prompt of the step, as a contrast does."""
+
+    def score_rows(self, images: torch.Tensor, text_features: torch.Tensor, rows: slice) -> torch.Tensor:
+        return self.score(images, text_features[rows]) * (text_features[rows, 0] / text_features[:, 0].square().sum())
 
 
 def new_trainer(base: Base, tune: TuneConfig = SETTINGS, reward: Redness | None = None, switch_at: float = 0.8) -> Trainer:
@@ -42,7 +49,7 @@ def interrupted(trainer: Trainer, happens: Callable[[int], None]) -> Trainer:
     """The trainer, with something happening at the beginning of each micro batch, which is told its step index."""
 
     class Interrupted(Objective):
-        def backward(self, batch: TrainSet, tuned: TunedModel, step: int, share: float = 1.0) -> dict[str, float]:
+        def backward(self, batch: Batch, tuned: TunedModel, step: int, share: float = 1.0) -> dict[str, float]:
             happens(step)
             return super().backward(batch, tuned, step, share)
 
@@ -98,21 +105,22 @@ def test_a_checkpoint_of_another_run_is_not_resumed(base: Base, tmp_path: Path) 
     assert other.fit(tmp_path, "another run", watched(other)) == fresh.fit(tmp_path / "x", "fresh", watched(fresh))
 
 
-def test_accumulation_is_a_larger_batch(base: Base) -> None:
-    """Batch 1 x accumulation 8 gives the gradient of 8 x 1."""
-    large = new_trainer(base, SETTINGS.model_copy(update={"batch_size": 8}))
-    small = new_trainer(base, SETTINGS.model_copy(update={"batch_size": 1, "accumulation": 8}))
+@pytest.mark.parametrize("reward", [Redness, Rivalry])
+def test_accumulation_is_a_larger_batch(base: Base, reward: type[Redness]) -> None:
+    """Batch 1 x accumulation 8 gives the gradient of 8 x 1, also of a reward that looks at the neighbours' prompts."""
+    large = new_trainer(base, SETTINGS.model_copy(update={"batch_size": 8}), reward())
+    small = new_trainer(base, SETTINGS.model_copy(update={"batch_size": 1, "accumulation": 8}), reward())
     gradients = [gradient(trainer) for trainer in (large, small)]
     assert (gradients[0] - gradients[1]).norm() <= 1e-5 * gradients[0].norm()
 
 
 def test_each_epoch_meets_every_prompt_once_in_an_order_of_its_own(base: Base) -> None:
     train_set = new_trainer(base).train_set
-    epochs = [train_set.batch(start, 8, 0, base.device).prompts for start in (0, 8)]
+    epochs = [train_set.batch(range(start, start + 8), 0, 8, 0, base.device).prompts for start in (0, 8)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(PROMPTS) and epochs[0] != epochs[1]
-    across = train_set.batch(6, 4, 0, base.device).prompts
+    across = train_set.batch(range(6, 12), 0, 4, 0, base.device).prompts
     assert across == [*epochs[0][6:], *epochs[1][:2]]
-    assert train_set.batch(0, 8, 1, base.device).prompts != epochs[0]
+    assert train_set.batch(range(8), 0, 8, 1, base.device).prompts != epochs[0]
 
 
 def test_a_reward_that_is_not_finite_stops_before_the_optimiser_and_is_named(base: Base, tmp_path: Path) -> None:
@@ -181,7 +189,7 @@ def out_of_memory_above(size: int, trainer: Trainer) -> Trainer:
     """A machine that holds `size` samples and no more."""
 
     class Small(Objective):
-        def backward(self, batch: TrainSet, tuned: TunedModel, step: int, share: float = 1.0) -> dict[str, float]:
+        def backward(self, batch: Batch, tuned: TunedModel, step: int, share: float = 1.0) -> dict[str, float]:
             if len(batch.prompts) > size:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
             return super().backward(batch, tuned, step, share)

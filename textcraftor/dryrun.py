@@ -16,8 +16,8 @@ from textcraftor.plan import gigabytes, peak_memory, plan, some_prompts, table, 
 from textcraftor.prompts.table import noise_seed, prompt_id
 from textcraftor.rewards import RewardMix, load_rewards
 from textcraftor.sampler import Sampler
-from textcraftor.trainer import Trainer
-from textcraftor.trainset import TrainSet
+from textcraftor.trainer import adamw
+from textcraftor.trainset import Batch
 from textcraftor.tuning import encoder_parts, in_one_module
 
 
@@ -60,12 +60,11 @@ def one_batch(config: Config, mix: str, root: Path, device: torch.device) -> str
     sampler = Sampler(base, config.train_chain, config.train.switch_at)
     accelerate(sampler, [base.pipe.vae, base.pipe.unet], tune)
     seeds = [noise_seed(prompt_id(prompt), number) for number, prompt in enumerate(prompts)]
-    batch = TrainSet(prompts, sampler.prefix(prompts, seeds), features)
+    batch, tuned = Batch(prompts, sampler.prefix(prompts, seeds), features), TunedModel(**parts)
     objective = Objective(base, sampler, RewardMix(rewards, weights), tune)
-    trainer = Trainer(objective, batch, TunedModel(**parts), module, tune.negative_learning_rate)
-    optimizer = trainer.optimizer()
+    optimizer = adamw(module, tune, tune.negative_learning_rate)
     started = time.monotonic()
-    values = objective.backward(batch, trainer.tuned, 0)
+    values = objective.backward(batch, tuned, 0)
     norm = float(torch.nn.utils.clip_grad_norm_(module.parameters(), tune.max_grad_norm))
     optimizer.step()
     seconds = time.monotonic() - started

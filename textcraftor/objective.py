@@ -18,7 +18,7 @@ from textcraftor.errors import TrainingError
 from textcraftor.models import Base, TunedModel
 from textcraftor.rewards import RewardMix
 from textcraftor.sampler import Sampler
-from textcraftor.trainset import TrainSet
+from textcraftor.trainset import Batch
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Objective:
     mix: RewardMix
     tune: TuneConfig
 
-    def backward(self, batch: TrainSet, tuned: TunedModel, step: int, share: float = 1.0) -> dict[str, float]:
+    def backward(self, batch: Batch, tuned: TunedModel, step: int, share: float = 1.0) -> dict[str, float]:
         """Add the gradient of `share` * loss, mean over the batch, to whatever of `tuned` is trained.
 
         step: of training; what a variant draws depends on it and the seed alone, so that accumulation, a resumed run
@@ -48,7 +48,7 @@ class Objective:
         conditioning.backward(cut)
         return values
 
-    def blame(self, batch: TrainSet, tuned: TunedModel) -> list[str]:
+    def blame(self, batch: Batch, tuned: TunedModel) -> list[str]:
         """The rewards whose gradient to the image is not finite, for a message; empty when it is the chain's."""
         with torch.no_grad():
             conditioning = self.base.conditioning(batch.prompts, tuned)
@@ -57,12 +57,12 @@ class Objective:
         broken = []
         for name, reward in self.mix.rewards.items():
             leaf = images.detach().requires_grad_(True)
-            (gradient,) = torch.autograd.grad(reward.score(leaf, batch.text_features[name]).sum(), leaf)
+            (gradient,) = torch.autograd.grad(reward.score_rows(leaf, batch.text_features[name], batch.rows).sum(), leaf)
             if not torch.isfinite(gradient).all():
                 broken.append(name)
         return broken
 
-    def _graph(self, conditioning: Conditioning, tuned: TunedModel, batch: TrainSet, step: int) -> Tensor:
+    def _graph(self, conditioning: Conditioning, tuned: TunedModel, batch: Batch, step: int) -> Tensor:
         """z_0, or the prediction of it, with the graph of the steps that carry gradient."""
         tune, sampler = self.tune, self.sampler
         if tune.gradient == "one_step":
@@ -74,7 +74,7 @@ class Objective:
         return sampler.finish(batch.latents, conditioning, tuned.unet, grad_steps, tune.gradient_checkpointing)
 
     def _streamed(
-        self, conditioning: Conditioning, tuned: TunedModel, batch: TrainSet, step: int, share: float
+        self, conditioning: Conditioning, tuned: TunedModel, batch: Batch, step: int, share: float
     ) -> dict[str, float]:
         """DRTune (arXiv 2405.00760): with the UNet's latent input detached, dL/dz travels back through the solver alone,
         and each chosen step's UNet graph is built, used and freed on its own."""
@@ -109,15 +109,15 @@ class Objective:
         offset = self._draw(step).random()
         return {first + int((k + offset) * stride) for k in range(tune.grad_steps)}
 
-    def _score(self, latents: Tensor, batch: TrainSet, share: float) -> tuple[Tensor, dict[str, float]]:
+    def _score(self, latents: Tensor, batch: Batch, share: float) -> tuple[Tensor, dict[str, float]]:
         """(d(share * loss)/dz_0, the means of loss and rewards), a slice of images at a time."""
         leaf = latents.detach().requires_grad_(True)
         size, totals = len(leaf), dict[str, float]()
         for start in range(0, size, self.tune.decode_size or size):
-            rows = slice(start, start + (self.tune.decode_size or size))
-            features = {name: values[rows] for name, values in batch.text_features.items()}
-            total, rewards = self.mix(self.sampler.decode(leaf[rows]), features)
-            _refuse_nonfinite(rewards, batch.prompts[rows])
+            stop = min(size, start + (self.tune.decode_size or size))
+            few = batch.part(start, stop)
+            total, rewards = self.mix(self.sampler.decode(leaf[start:stop]), few.text_features, few.rows)
+            _refuse_nonfinite(rewards, few.prompts)
             loss, part = -total.mean(), len(total) / size
             (loss * part * share).backward()
             for name, value in {"loss": loss.detach(), **{n: v.detach().mean() for n, v in rewards.items()}}.items():

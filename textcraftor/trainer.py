@@ -8,7 +8,7 @@ docs/decisions/published-code.md.
 import gc
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from textcraftor.models import TunedModel
 from textcraftor.negative import NegativeEmbedding
 from textcraftor.objective import Objective
 from textcraftor.preemption import Notice, watching
-from textcraftor.trainset import TrainSet
+from textcraftor.trainset import Batch, TrainSet
 
 FINE, ASKED_TO_STOP, OUT_OF_MEMORY, BROKEN = range(4)  # how a step went; of several processes, the worst counts
 
@@ -57,7 +57,7 @@ class Trainer:
         suffice even for half the micro batch; Preempted after SIGTERM. A checkpoint is written before either.
         """
         tune, console = self.tune, Console(stderr=True, quiet=parallel.rank() > 0)
-        optimizer = self.optimizer()
+        optimizer = adamw(self.module, tune, self.negative_learning_rate)
         rates = [group["lr"] for group in optimizer.param_groups]
         average = MovingAverage(self.module, tune.ema_decay)
         checkpoint = Checkpoint(folder / "checkpoint.safetensors", key)
@@ -146,12 +146,15 @@ class Trainer:
                 raise
             return {}, OUT_OF_MEMORY, None
 
-    def _batches(self, progress: Progress) -> list[TrainSet]:
+    def _batches(self, progress: Progress) -> Iterator[Batch]:
         """This process's micro batches of the step; those of all processes are one stretch of the stream."""
         tune, size = self.tune, self.tune.batch_size // progress.split
         rounds = tune.accumulation * progress.split
-        starts = [((progress.done * rounds + i) * parallel.processes() + parallel.rank()) * size for i in range(rounds)]
-        return [self.train_set.batch(start, size, tune.seed, self.objective.base.device) for start in starts]
+        total = size * rounds * parallel.processes()
+        step = range(progress.done * total, (progress.done + 1) * total)
+        for i in range(rounds):
+            first = (i * parallel.processes() + parallel.rank()) * size
+            yield self.train_set.batch(step, first, size, tune.seed, self.objective.base.device)
 
     def _halve(self, progress: Progress, console: Console) -> None:
         size = self.tune.batch_size
@@ -178,16 +181,6 @@ class Trainer:
             "kept. Lower train.learning_rate, train.grad_steps or that reward's weight"
         )
 
-    def optimizer(self) -> torch.optim.AdamW:
-        """AdamW over what is trained, in the module's order; the negative embedding in a group of its own."""
-        negative = {id(p) for m in self.module.modules() if isinstance(m, NegativeEmbedding) for p in m.parameters()}
-        trained = [p for p in self.module.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in trained if id(p) not in negative], "lr": self.tune.learning_rate},
-            {"params": [p for p in trained if id(p) in negative], "lr": self.negative_learning_rate},
-        ]
-        return torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=self.tune.weight_decay)
-
     def _grid(self, folder: Path, step: int, rows: tuple[Sequence[str], Tensor]) -> None:
         if parallel.rank() > 0:
             return
@@ -210,6 +203,17 @@ class Trainer:
             + (f" · resumed after step {progress.done}" if progress.done else ""),
             highlight=False,
         )
+
+
+def adamw(module: nn.Module, tune: TuneConfig, negative_learning_rate: float) -> torch.optim.AdamW:
+    """The optimiser of what is trained in a module, in its order; a negative embedding has a rate of its own."""
+    negative = {id(p) for m in module.modules() if isinstance(m, NegativeEmbedding) for p in m.parameters()}
+    trained = [p for p in module.parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trained if id(p) not in negative], "lr": tune.learning_rate},
+        {"params": [p for p in trained if id(p) in negative], "lr": negative_learning_rate},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=tune.weight_decay)
 
 
 def rate_factor(tune: TuneConfig, step: int) -> float:

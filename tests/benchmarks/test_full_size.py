@@ -13,7 +13,7 @@ from textcraftor.models import TunedModel, load_base
 from textcraftor.objective import Objective
 from textcraftor.rewards import RewardMix
 from textcraftor.sampler import Sampler
-from textcraftor.trainset import TrainSet
+from textcraftor.trainset import Batch
 
 TuneK = TuneConfig(grad_steps=2, gradient_checkpointing=True)
 
@@ -34,8 +34,8 @@ def test_the_gradient_in_slices_is_that_of_the_whole_loss(folder: Path) -> None:
     prefix = sampler.prefix([full_size_step.PROMPT], [0])
     sliced, whole = (copy.deepcopy(base.text_encoder).requires_grad_(True) for _ in range(2))
     values = full_size_step.gradient_in_slices(base, sampler, sliced, prefix, rewards, features, 2, ledger)
-    train_set = TrainSet([full_size_step.PROMPT], prefix, features)
-    parts = Objective(base, sampler, RewardMix(rewards, full_size_step.MIX), TuneK).backward(train_set, TunedModel(whole), 0)
+    batch = Batch([full_size_step.PROMPT], prefix, features)
+    parts = Objective(base, sampler, RewardMix(rewards, full_size_step.MIX), TuneK).backward(batch, TunedModel(whole), 0)
     assert values == pytest.approx({name: parts[name] for name in values}, abs=1e-5)
     gradients = [torch.cat([p.grad.flatten() for p in encoder.parameters()]) for encoder in (sliced, whole)]
     assert (gradients[0] - gradients[1]).norm() <= 1e-4 * gradients[1].norm()

@@ -36,3 +36,11 @@ def test_the_gradient_reaches_the_images_and_no_tower(contrast, images, prompts)
 def test_it_needs_a_prompt_for_each_image(contrast, images, prompts):
     with pytest.raises(RewardError, match="one row for each image"):
         contrast.score(images, contrast.text_features(prompts)[:1])
+
+
+def test_a_batch_scored_in_parts_meets_all_its_prompts(contrast, images, prompts):
+    features = contrast.text_features(prompts)
+    whole = contrast.score(images, features)
+    parts = [contrast.score_rows(images[rows], features, rows) for rows in (slice(0, 1), slice(1, len(images)))]
+    torch.testing.assert_close(torch.cat(parts), whole)
+    assert not torch.allclose(contrast.score(images[:2], features[:2]), whole[:2])

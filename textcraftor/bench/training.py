@@ -19,7 +19,7 @@ from textcraftor.objective import Objective
 from textcraftor.rewards import Reward, RewardMix, load_reward
 from textcraftor.sampler import Sampler
 from textcraftor.tiny.language import sample_prompts
-from textcraftor.trainset import TrainSet
+from textcraftor.trainset import Batch
 
 TURNS = ("reference", "cached", "inline")
 
@@ -91,18 +91,16 @@ class Contest:
             reward.drop_text_tower()
         return theirs, resident_bytes([*pipe, *self.rewards.values()])
 
-    def _ours(self, batch: TrainSet) -> None:
+    def _ours(self, batch: Batch) -> None:
         tuned = TunedModel(self.encoder)
         for start in range(0, self.size, self.micro_batch):
-            rows = slice(start, start + self.micro_batch)
-            features = {name: values[rows] for name, values in batch.text_features.items()}
-            part = TrainSet(batch.prompts[rows], batch.latents[rows], features)
+            part = batch.part(start, start + self.micro_batch)
             self.objective.backward(part, tuned, 0, self.micro_batch / self.size)
 
-    def _prepare(self) -> TrainSet:
+    def _prepare(self) -> Batch:
         prefix = self.sampler.prefix(self.prompts, range(self.size))
         features = {name: reward.text_features(self.prompts) for name, reward in self.rewards.items()}
-        return TrainSet(self.prompts, prefix, features)
+        return Batch(self.prompts, prefix, features)
 
 
 def bench_training(

@@ -57,6 +57,14 @@ class Reward(nn.Module, ABC):
         Raises RewardError when the batches or widths do not fit.
         """
 
+    def score_rows(self, images: Tensor, text_features: Tensor, rows: slice) -> Tensor:
+        """The scores of some rows of a batch, the same as when all of it is scored at once: (b,), differentiable.
+
+        images: (b, 3, H, W), of those rows.  text_features: (B, D), of the whole batch.
+        A reward that holds an image against its neighbours' prompts overrides this, so that batches may be split.
+        """
+        return self.score(images, text_features[rows])
+
     def drop_text_tower(self) -> None:
         """Free what only `text_features` needs, once the features of every prompt are cached."""
         return

@@ -23,6 +23,10 @@ class Contrast(Clip):
 
     def score(self, images: Tensor, text_features: Tensor) -> Tensor:
         """(B,), differentiable to the images.  images: (B, 3, H, W) in [0, 1].  text_features: (B, D)."""
-        check_batch(self.name, images, text_features)
+        return self.score_rows(images, text_features, slice(None))
+
+    def score_rows(self, images: Tensor, text_features: Tensor, rows: slice) -> Tensor:
+        """(b,): the images of these rows, each among the prompts of the whole batch."""
+        check_batch(self.name, images, text_features[rows])
         logits = self.logit_scale * self.image_features(images) @ text_features.to(images.device).T
-        return logits.log_softmax(dim=-1).diagonal()
+        return logits.log_softmax(dim=-1)[:, rows].diagonal()

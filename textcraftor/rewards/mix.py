@@ -28,15 +28,18 @@ class RewardMix:
         self.rewards = {name: rewards[name] for name in weights}
         self.weights = dict(weights)
 
-    def __call__(self, images: Tensor, text_features: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The total (B,) and each reward's own, unweighted (B,), all differentiable to the images.
+    def __call__(
+        self, images: Tensor, text_features: Mapping[str, Tensor], rows: slice = slice(None)
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The total (b,) and each reward's own, unweighted (b,), all differentiable to the images.
 
-        images: (B, 3, H, W) float in [0, 1].  text_features: reward name -> (B, D).
+        images: (b, 3, H, W) float in [0, 1].  text_features: reward name -> (B, D).
+        rows: which of the B the images are, where a batch is scored in parts.
         Raises RewardError when a reward's text features are missing or do not fit.
         """
         if absent := self.rewards.keys() - text_features.keys():
             got = ", ".join(text_features) or "none"
             raise RewardError(f"No text features for {', '.join(sorted(absent))}; got those of: {got}")
-        parts = {name: reward.score(images, text_features[name]) for name, reward in self.rewards.items()}
+        parts = {name: reward.score_rows(images, text_features[name], rows) for name, reward in self.rewards.items()}
         total = torch.stack([self.weights[name] * part for name, part in parts.items()]).sum(dim=0)
         return total, parts
