@@ -30,6 +30,7 @@ SWITCH_HINT = " It is a fraction of the chain: 0.4 is the paper's value for samp
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
+Scheduler = Annotated[str, Field(pattern=r"^(ddim|dpmsolver|euler|pndm|[A-Z]\w+Scheduler)$")]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
 
 
@@ -129,8 +130,10 @@ class BaseConfig(Section):
 class ChainConfig(Section):
     """The denoising chain (paper section 4.1: DDIM, 25 steps, guidance 7.5); the same in training and sampling."""
 
-    scheduler: Literal["ddim", "dpmsolver", "euler", "pndm"] = Field(
-        "ddim", description="dpmsolver: DPM-Solver++ multistep. Noise schedule and prediction type are the base's"
+    scheduler: Scheduler = Field(
+        "ddim",
+        description="ddim, dpmsolver (DPM-Solver++ multistep), euler, pndm, or a class of diffusers that draws no noise at its "
+        "steps, such as UniPCMultistepScheduler; noise schedule and prediction type are the base's",
     )
     num_inference_steps: Positive = 25
     guidance_scale: Annotated[float, Field(ge=1)] = 7.5
