@@ -23,7 +23,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflat
 
 from textcraftor.config import ChainConfig
 from textcraftor.errors import ConfigError
-from textcraftor.integrity import brief
+from textcraftor.weights import brief
 
 Memory = tuple[Tensor, ...]
 """What a solver carries from one UNet call to the next, each (B, C, h, w); () for those of one step."""
