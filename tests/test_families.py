@@ -54,7 +54,7 @@ def tuned_model(base: Base, *names: str) -> TunedModel:
 
 def stock_images(base: Base, settings: ChainConfig, switch_step: int, before: Any, after: Any, noise: Tensor) -> Tensor:
     """The untouched pipeline's own call; from `switch_step` on, its embeddings are those of the pipeline `after`."""
-    name, options = STOCK[settings.scheduler]
+    name, options = STOCK.get(settings.scheduler, (settings.scheduler, {}))
     before.scheduler = getattr(diffusers, name).from_config(base.pipe.scheduler.config, **options)
     before.set_progress_bar_config(disable=True)
     encoded = after.encode_prompt(PROMPTS, device=CPU, num_images_per_prompt=1, do_classifier_free_guidance=True)
@@ -85,7 +85,7 @@ def fresh(base: Base, tuned: TunedModel | None = None) -> Any:
 
 
 @pytest.mark.parametrize("steps", [6, 25])
-@pytest.mark.parametrize("scheduler", STOCK)
+@pytest.mark.parametrize("scheduler", [*STOCK, "UniPCMultistepScheduler", "HeunDiscreteScheduler"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_base_draws_what_its_own_pipeline_draws(family: Families, name: str, scheduler: str, steps: int) -> None:
     base = family(name)

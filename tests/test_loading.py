@@ -266,5 +266,5 @@ def test_a_whole_candidate_of_another_size_is_refused_by_key(xl: Path, tmp_path:
     FAMILIES["sd2"]().save_pretrained(tmp_path / "sd2")
     folder = tmp_path / "candidate"
     shutil.copytree(tmp_path / "sd2/text_encoder", folder / "text_encoder")
-    with pytest.raises(ModelError, match=r"of another architecture than base .*differing keys: .*and \d+ more"):
+    with pytest.raises(ModelError, match=r"does not fit the text_encoder of base .*mismatched keys: .*and \d+ more"):
         load_candidate(Candidate.find(str(folder), Path()), base_of(xl))

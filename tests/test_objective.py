@@ -69,7 +69,7 @@ def test_decoding_in_slices_is_the_same_gradient(base: Base, tuned: TunedModel, 
     assert (whole - sliced).norm() <= 1e-5 * whole.norm()
 
 
-@pytest.mark.parametrize("scheduler", ["ddim", "dpmsolver", "pndm"])
+@pytest.mark.parametrize("scheduler", ["ddim", "dpmsolver", "pndm", "UniPCMultistepScheduler", "HeunDiscreteScheduler"])
 @pytest.mark.parametrize("grad_steps", [1, 3])
 def test_stop_gradient_streams_what_autograd_would_hold_at_once(
     base: Base, tuned: TunedModel, scheduler: str, grad_steps: int
@@ -110,7 +110,9 @@ def test_one_step_predicts_the_image_from_one_late_step(base: Base, tuned: Tuned
     assert {len(calls) for calls in drawn} == {1, 2, 3}, "each of the last three steps is drawn"
 
 
-@pytest.mark.parametrize("scheduler", ["ddim", "dpmsolver", "euler", "pndm"])
+@pytest.mark.parametrize(
+    "scheduler", ["ddim", "dpmsolver", "euler", "pndm", "UniPCMultistepScheduler", "HeunDiscreteScheduler"]
+)
 def test_the_last_prediction_is_the_image(base: Base, scheduler: str) -> None:
     """At the end of the chain hardly any noise is left: what is predicted there is nearly z_0."""
     sampler = Sampler(base, CHAIN.model_copy(update={"scheduler": scheduler, "num_inference_steps": 20}), 0.5)

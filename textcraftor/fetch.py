@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from textcraftor.artifact import digest, write_json, written_aside
 from textcraftor.config import Config, Download
 from textcraftor.errors import ConfigError, ModelError, unknown
+from textcraftor.weights import brief, read_tensors
 
 LOCK: Final = Path("weights.lock.json")
 PARTS: Final = Path(".textcraftor/downloads")  # what is under way: an interrupted download goes on from here
@@ -227,7 +228,7 @@ def _download(each: Wanted, part: Path, expected: str, mirror: str) -> str:
             if part.exists()
             else ""
         )
-        raise ModelError(f"{each} could not be downloaded: {_brief(error)}.{so_far} {_hint(error)}") from None
+        raise ModelError(f"{each} could not be downloaded: {brief(error)}.{so_far} {_hint(error)}") from None
 
 
 def _append(address: str, part: Path, headers: dict[str, str] | None = None, size: int | None = None) -> None:
@@ -264,8 +265,6 @@ def _kept_out(each: Wanted, part: Path) -> Iterator[None]:
 
 def _convert(each: Wanted, part: Path, target: Path) -> None:
     """A torch file as safetensors, once. Read with weights_only: a file that would run code is refused."""
-    from textcraftor.rewards.weights import read_tensors
-
     try:
         tensors = read_tensors(part, "a torch file of tensors")
     except ModelError as error:
@@ -282,7 +281,7 @@ def _check(each: Wanted, part: Path) -> None:
         if each.path.suffix == ".json":
             json.loads(part.read_text(encoding="utf-8"))
     except (safetensors.SafetensorError, ValueError, OSError) as error:
-        raise ModelError(f"{each} is damaged: {_brief(error)}. Refused and deleted") from None
+        raise ModelError(f"{each} is damaged: {brief(error)}. Refused and deleted") from None
 
 
 def _require_space(config: Config, root: Path, files: list[Wanted]) -> None:
@@ -303,7 +302,3 @@ def _hint(error: Exception) -> str:
     if status == 404:
         return "There is no such file at that revision."
     return "Behind a wall, use --mirror URL (or HF_ENDPOINT), or --from a folder that has it."
-
-
-def _brief(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

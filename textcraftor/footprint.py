@@ -6,7 +6,8 @@ architecture, and run once without data. Attention is counted as the fused kerne
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,12 +100,18 @@ PUBLISHED_TOWERS: Final[dict[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one module. flops: of a forward pass; saved: bytes kept for the backward pass to the inputs; both of one sample."""
+    """Of one module. flops: of a forward pass; saved: bytes kept for the backward pass to the inputs; both of one sample.
+
+    With gradient checkpointing by blocks, `kept` are the bytes that stay, and `recomputed` those of the largest block,
+    which come back while it is passed through again; both of one sample, 0 for a module without such blocks.
+    """
 
     parameters: int
     flops: float
     saved: float
     dtype: torch.dtype
+    kept: float = 0.0
+    recomputed: float = 0.0
 
     @property
     def weights(self) -> float:
@@ -133,7 +140,11 @@ def footprint(config: Config, root: Path, rewards: list[str]) -> Footprint | Non
         return None
     dtype: torch.dtype = getattr(torch, config.base.dtype)
     towers = {name: tower_architecture(config.rewards[name], root) for name in rewards}
-    known = {name: tower_cost(arch) for name, arch in towers.items() if arch is not None}
+    known = {
+        name: tower_cost(arch, getattr(torch, config.rewards[name].dtype or "float32"))
+        for name, arch in towers.items()
+        if arch is not None
+    }
     encoders = {name: text_cost(part) for name, part in parts.items() if name.startswith("text_encoder")}
     unknown = tuple(name for name, arch in towers.items() if arch is None)
     latents = config.base.resolution // 2 ** (len(parts["vae"]["block_out_channels"]) - 1)
@@ -190,14 +201,15 @@ def unet_cost(architecture: Mapping[str, Any], latents: int, dtype: torch.dtype)
 
 
 def vae_cost(architecture: Mapping[str, Any], latents: int, dtype: torch.dtype) -> Cost:
-    """Of decoding one image; the parameters are the whole autoencoder's."""
+    """Of decoding one image; the parameters are the whole autoencoder's, the blocks those that diffusers checkpoints."""
     from diffusers import AutoencoderKL
 
     with torch.device("meta"):
         vae = AutoencoderKL.from_config(dict(architecture))
         nn.Module.to(vae, dtype)
         latent = torch.empty(1, vae.config.latent_channels, latents, latents, dtype=dtype, requires_grad=True)
-        return _measured(vae, dtype, lambda: vae.decode(latent).sample)
+        blocks = (vae.decoder.mid_block, *vae.decoder.up_blocks)
+        return _measured(vae, dtype, lambda: vae.decode(latent).sample, blocks=blocks)
 
 
 def text_cost(architecture: Mapping[str, Any]) -> Cost:
@@ -213,33 +225,59 @@ def text_cost(architecture: Mapping[str, Any]) -> Cost:
         return _measured(encoder, torch.float32, lambda: encoder(tokens)[0], trained=True)
 
 
-def tower_cost(architecture: Mapping[str, Any]) -> Cost:
-    """Of one image through an image tower in float32, the gradient going to the image."""
+def tower_cost(architecture: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> Cost:
+    """Of one image through an image tower, the gradient going to the image."""
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     config = CLIPVisionConfig(**architecture)
     with torch.device("meta"):
-        tower = CLIPVisionModelWithProjection(config)
-        image = torch.empty(1, 3, config.image_size, config.image_size, requires_grad=True)
-        return _measured(tower, torch.float32, lambda: tower(image).image_embeds)
+        tower = CLIPVisionModelWithProjection(config).to(dtype)
+        image = torch.empty(1, 3, config.image_size, config.image_size, dtype=dtype, requires_grad=True)
+        return _measured(tower, dtype, lambda: tower(image).image_embeds)
 
 
-def _measured(module: nn.Module, dtype: torch.dtype, forward: Callable[[], Tensor], trained: bool = False) -> Cost:
+def _measured(
+    module: nn.Module,
+    dtype: torch.dtype,
+    forward: Callable[[], Tensor],
+    trained: bool = False,
+    blocks: Sequence[nn.Module] = (),
+) -> Cost:
+    """blocks: what gradient checkpointing would pass through again, in the order they run."""
     module.eval().requires_grad_(trained)
     own = {parameter.untyped_storage()._cdata for parameter in module.parameters()}
-    kept: dict[int, Tensor] = {}  # by storage: what several operations keep is kept once
+    kept: dict[int, tuple[Tensor, int | None]] = {}  # by storage: what several operations keep is kept once
+    inputs: dict[int, Tensor] = {}
+    running: list[int | None] = [None]
 
     def pack(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage()._cdata] = tensor
+        kept.setdefault(tensor.untyped_storage()._cdata, (tensor, running[0]))
         return tensor
 
+    def enter(number: int, hidden: tuple[Any, ...]) -> None:
+        running[0] = number
+        inputs.setdefault(hidden[0].untyped_storage()._cdata, hidden[0])
+
+    for number, block in enumerate(blocks):
+        block.register_forward_pre_hook(lambda _, hidden, number=number: enter(number, hidden))
+        block.register_forward_hook(lambda *_: running.__setitem__(0, None))
     counter = FlopCounterMode(display=False)
     hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
     with counter, hooks, _fused_attention():
         forward()
-    saved = sum(tensor.untyped_storage().nbytes() for storage, tensor in kept.items() if storage not in own)
-    parameters = sum(parameter.numel() for parameter in module.parameters())
-    return Cost(parameters, float(counter.get_total_flops()), float(saved), dtype)
+    held = [(tensor, place) for storage, (tensor, place) in kept.items() if storage not in own]
+    by_block: Counter[int | None] = Counter()
+    for tensor, place in held:
+        by_block[place] += tensor.untyped_storage().nbytes()
+    outside = by_block.pop(None, 0) + sum(tensor.untyped_storage().nbytes() for tensor in inputs.values())
+    return Cost(
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        flops=float(counter.get_total_flops()),
+        saved=float(sum(tensor.untyped_storage().nbytes() for tensor, _ in held)),
+        dtype=dtype,
+        kept=float(outside) if blocks else 0.0,
+        recomputed=float(max(by_block.values(), default=0)),
+    )
 
 
 class _Fused(torch.autograd.Function):

@@ -17,8 +17,8 @@ from torch import nn
 
 from textcraftor.config import BaseConfig
 from textcraftor.errors import ModelError, unknown
-from textcraftor.integrity import LOADING_FAULTS, brief, refuse
 from textcraftor.single_file import read_modules
+from textcraftor.weights import LOADING_FAULTS, brief, refuse_misfit
 
 PIPELINES: dict[str, Any] = {
     "StableDiffusionPipeline": StableDiffusionPipeline,
@@ -83,7 +83,7 @@ def load_module(cls: Any, source: str | Path, dtype: torch.dtype, **where: Any) 
         )
     except LOADING_FAULTS as error:
         raise ModelError(f"{label} cannot be loaded as {cls.__name__}: {brief(error)}") from None
-    refuse(label, cls, {kind: info[f"{kind}_keys"] for kind in ("missing", "unexpected", "mismatched")})
+    refuse_misfit(label, cls.__name__, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
     return module
 
 

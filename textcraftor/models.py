@@ -21,9 +21,9 @@ from textcraftor.candidate import Candidate
 from textcraftor.conditioning import Conditioning
 from textcraftor.config import BaseConfig
 from textcraftor.errors import ConfigError, ModelError, unknown
-from textcraftor.integrity import refuse
 from textcraftor.loading import ENCODERS, assemble, load_master, load_module, load_pipeline
 from textcraftor.negative import NegativeEmbedding
+from textcraftor.weights import check_fit
 
 # Loading prints bars and hints meant for notebooks; our own messages say what matters.
 for _library_logging in (diffusers_logging, transformers_logging):
@@ -166,9 +166,7 @@ def load_candidate(candidate: Candidate, base: Base) -> TunedModel | None:
         if frozen is None:
             raise ModelError(f"Candidate {candidate.name} has a {name}, and base {base.config.path} has none")
         module = load_module(type(frozen), folder, torch.float32)
-        theirs, ours = ({key: value.shape for key, value in part.state_dict().items()} for part in (module, frozen))
-        differing = [key for key in {*theirs, *ours} if theirs.get(key) != ours.get(key)]
-        refuse(f"{folder}: of another architecture than base {base.config.path}; it", type(frozen), {"differing": differing})
+        check_fit(folder, f"the {name} of base {base.config.path}", module.state_dict(), frozen.state_dict())
         modules[name] = module.requires_grad_(False).eval().to(base.device)
     return TunedModel(**modules)
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
-from textcraftor.config import Config, TuneConfig
+from textcraftor.config import Config, TrainConfig
 from textcraftor.errors import ConfigError, unknown
-from textcraftor.footprint import Footprint, footprint
+from textcraftor.footprint import Cost, Footprint, footprint
 from textcraftor.prepare import CURATED
 
 MARGIN = 1.1
@@ -35,7 +35,7 @@ class Plan:
     """The arithmetic of one training stage. memory: bytes by part, on each device. flops: of one sample, by part."""
 
     mix: str
-    tune: TuneConfig
+    tune: TrainConfig
     processes: int
     chain_steps: int
     switch_step: int
@@ -77,8 +77,7 @@ def plan(config: Config, mix: str, root: Path) -> Plan | None:
 def _plan(config: Config, mix: str, costs: Footprint) -> Plan:
     tune, batch = config.train, config.train.batch_size
     checkpointing = tune.gradient_checkpointing
-    tuned = getattr(tune, "encoders", ("text_encoder",))
-    trainable = sum(costs.text_encoders[name].parameters for name in tuned if name in costs.text_encoders)
+    trainable = sum(costs.text_encoders[name].parameters for name in tune.encoders if name in costs.text_encoders)
     forwards = tune.grad_steps * (3 if checkpointing else 2)
     towers = costs.towers.values()
     memory = {
@@ -88,13 +87,13 @@ def _plan(config: Config, mix: str, costs: Footprint) -> Plan:
         "reward towers": sum(tower.weights for tower in towers),
         "tuned copy, gradient, AdamW": float(TRAINED_BYTES * trainable),
         "UNet activations": costs.unet.saved * batch * (1 if checkpointing else tune.grad_steps),
-        "VAE activations": costs.vae.saved * batch,
+        "VAE activations": vae_activations(config, costs.vae),
         "reward activations": sum(tower.saved for tower in towers) * batch,
         "text encoder activations": sum(encoder.saved for encoder in costs.text_encoders.values()) * (batch + 1),
     }
     flops = {
         "UNet": costs.unet.flops * forwards,
-        "VAE": costs.vae.flops * 2,
+        "VAE": costs.vae.flops * (3 if config.base.vae_gradient_checkpointing else 2),
         "rewards": sum(tower.flops for tower in towers) * 2,
         "text encoder": sum(encoder.flops for encoder in costs.text_encoders.values()) * 6,
     }
@@ -112,6 +111,14 @@ def _plan(config: Config, mix: str, costs: Footprint) -> Plan:
         pair_flops=costs.unet.flops,
         unknown=costs.unknown,
     )
+
+
+def vae_activations(config: Config, vae: Cost) -> float:
+    """Bytes kept of decoding one micro batch; recomputing, a block at a time, of one image where the VAE slices."""
+    batch = config.train.batch_size
+    if not config.base.vae_gradient_checkpointing:
+        return vae.saved * batch
+    return vae.kept * batch + vae.recomputed * (1 if config.base.vae_slicing else batch)
 
 
 def table(made: Plan, truncated: dict[str, str], device: torch.device) -> Table:

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from textcraftor.errors import ModelError
-from textcraftor.integrity import LOADING_FAULTS, brief, refuse
+from textcraftor.weights import LOADING_FAULTS, brief, check_fit, refuse_misfit
 
 CONVERTERS = {"unet": convert_ldm_unet_checkpoint, "vae": convert_ldm_vae_checkpoint}
 
@@ -55,14 +55,7 @@ def _diffusers(label: str, name: str, cls_name: str, tensors: dict[str, Tensor],
     with init_empty_weights():
         module = cls.from_config(config)
     converted = CONVERTERS[name](tensors, config)
-    shapes = {key: value.shape for key, value in module.state_dict().items()}
-    shared = converted.keys() & shapes.keys()
-    faults = {
-        "missing": shapes.keys() - shared,
-        "unexpected": converted.keys() - shared,
-        "mismatched": {key for key in shared if converted[key].shape != shapes[key]},
-    }
-    refuse(label, cls, faults)
+    check_fit(label, cls_name, converted, module.state_dict())
     module.load_state_dict({key: value.float() for key, value in converted.items()}, assign=True)
     return module
 
@@ -73,5 +66,5 @@ def _text_encoder(label: str, name: str, cls_name: str, tensors: dict[str, Tenso
         cls, tensors, subfolder=name, config=str(described), torch_dtype=torch.float32, local_files_only=True
     )
     # A file may hold more than the encoder, as SD 2.x's does a last layer that nobody uses; it may not hold less.
-    refuse(label, cls, {"missing": [key for key, parameter in module.named_parameters() if parameter.is_meta]})
+    refuse_misfit(label, cls_name, missing=[key for key, parameter in module.named_parameters() if parameter.is_meta])
     return module

@@ -15,7 +15,7 @@ from textcraftor.config import RewardConfig
 from textcraftor.errors import ModelError, RewardError
 from textcraftor.rewards import Reward, load_reward
 from textcraftor.rewards.head import collapse
-from textcraftor.rewards.weights import read_tensors
+from textcraftor.weights import read_tensors
 
 from .conftest import enliven, vision_config
 

@@ -193,11 +193,14 @@ def wide_head(state):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (missing, r"missing blip\.text_encoder\.encoder\.layer\.1\.crossattention\.self\.key\.weight"),
-        (without_positions, r"missing blip\.visual_encoder\.pos_embed"),
-        (unexpected, r"unexpected blip\.text_decoder\.cls\.bias"),
-        (foreign, r"unexpected visual\.proj"),
-        (misshaped, r"mis-shaped blip\.visual_encoder\.blocks\.1\.attn\.qkv\.weight is \(384, 127\) instead of \(384, 128\)"),
+        (missing, r"missing keys: blip\.text_encoder\.encoder\.layer\.1\.crossattention\.self\.key\.weight"),
+        (without_positions, r"missing keys: blip\.visual_encoder\.pos_embed"),
+        (unexpected, r"unexpected keys: blip\.text_decoder\.cls\.bias"),
+        (foreign, r"unexpected keys: visual\.proj"),
+        (
+            misshaped,
+            r"mismatched keys: blip\.visual_encoder\.blocks\.1\.attn\.qkv\.weight is \(384, 127\) instead of \(384, 128\)",
+        ),
         (no_square, r"describe no image tower of BLIP"),
         (headless, r"missing or unexpected mlp\.layers\.4\.bias"),
         (wide_head, r"mlp\.layers reads 25 numbers, the text encoder makes 24"),

@@ -168,9 +168,9 @@ def stretched(state):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (missing, "missing ln_final.weight"),
-        (unexpected, "unexpected surplus"),
-        (stretched, r"mis-shaped positional_embedding is \(11, 16\) instead of \(8, 16\)"),
+        (missing, "missing keys: ln_final.weight"),
+        (unexpected, "unexpected keys: surplus"),
+        (stretched, r"mismatched keys: positional_embedding is \(11, 16\) instead of \(8, 16\)"),
     ],
 )
 def test_weights_never_load_in_part(openclip_folder, tmp_path, change, named):

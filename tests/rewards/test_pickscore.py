@@ -131,9 +131,9 @@ def misshaped(state):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (missing, r"missing text_projection\.weight"),
-        (unexpected, r"unexpected surplus\.weight"),
-        (misshaped, r"mis-shaped .*position_embedding.* is \(5, 16\) instead of \(17, 16\)"),
+        (missing, r"missing keys: text_projection\.weight"),
+        (unexpected, r"unexpected keys: surplus\.weight"),
+        (misshaped, r"mismatched keys: .*position_embedding.* is \(5, 16\) instead of \(17, 16\)"),
     ],
 )
 def test_weights_never_load_in_part(pickscore_folder, tmp_path, change, named):

@@ -6,6 +6,8 @@ from pydantic import Field
 
 from textcraftor.config.section import Fraction, Positive, Section
 
+Scheduler = Annotated[str, Field(pattern=r"^(ddim|dpmsolver|euler|pndm|[A-Z]\w+Scheduler)$")]
+
 
 class BaseConfig(Section):
     """The base model, SD 1.x, 2.x or SDXL: a diffusers pipeline by hub id or folder, or a single-file checkpoint."""
@@ -25,8 +27,10 @@ class BaseConfig(Section):
 class ChainConfig(Section):
     """The denoising chain (paper section 4.1: DDIM, 25 steps, guidance 7.5); the same in training and sampling."""
 
-    scheduler: Literal["ddim", "dpmsolver", "euler", "pndm"] = Field(
-        "ddim", description="dpmsolver: DPM-Solver++ multistep. Noise schedule and prediction type are the base's"
+    scheduler: Scheduler = Field(
+        "ddim",
+        description="ddim, dpmsolver (DPM-Solver++ multistep), euler, pndm, or a class of diffusers that draws no noise at its "
+        "steps, such as UniPCMultistepScheduler; noise schedule and prediction type are the base's",
     )
     num_inference_steps: Positive = 25
     guidance_scale: Annotated[float, Field(ge=1)] = 7.5

@@ -13,7 +13,7 @@ from textcraftor.errors import ModelError
 from textcraftor.rewards.base import Reward, check_batch, checked_prompts
 from textcraftor.rewards.head import collapse
 from textcraftor.rewards.huggingface import load_model, load_preprocess
-from textcraftor.rewards.weights import read_tensors
+from textcraftor.weights import read_tensors
 
 
 class Aesthetic(Reward):

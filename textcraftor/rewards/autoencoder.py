@@ -12,7 +12,7 @@ from textcraftor.config import RewardConfig
 from textcraftor.errors import RewardError
 from textcraftor.loading import load_module
 from textcraftor.rewards.base import Reward, checked_prompts
-from textcraftor.rewards.weights import loading
+from textcraftor.weights import loading
 
 
 class Autoencoder(Reward):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from textcraftor.errors import ModelError
-from textcraftor.rewards.weights import check_fit, refuse_misfit
+from textcraftor.weights import check_fit, refuse_misfit
 
 IMAGE, TEXT = "blip.visual_encoder.", "blip.text_encoder."
 POSITIONS, PATCHES = f"{IMAGE}pos_embed", f"{IMAGE}patch_embed.proj.weight"
@@ -50,11 +50,11 @@ def load_blip(state: Mapping[str, Tensor], path: Path, med_config: Path) -> Blip
     Raises ModelError naming the file and the keys that are missing, unexpected or mis-shaped.
     """
     ours = {key: value for key, value in state.items() if key.startswith("blip.") and not UNUSED.fullmatch(key)}
-    refuse_misfit(path, missing={POSITIONS, PATCHES} - ours.keys(), unexpected=(), misshaped={})
+    refuse_misfit(path, "ImageReward", missing={POSITIONS, PATCHES} - ours.keys())
     image = _image_config(ours, path)
     model = Blip(image, _text_config(med_config, image.hidden_size))
     expected = {file_key(key): key for key in model.state_dict()}
-    check_fit(path, ours, {ours_key: model.state_dict()[key] for ours_key, key in expected.items()})
+    check_fit(path, "ImageReward", ours, {ours_key: model.state_dict()[key] for ours_key, key in expected.items()})
     model.load_state_dict({key: ours[ours_key] for ours_key, key in expected.items()})
     return model
 

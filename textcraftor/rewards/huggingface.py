@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, CLIPImageProcessor, PreTrainedModel
 
 from textcraftor.errors import ModelError
 from textcraftor.rewards.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
-from textcraftor.rewards.weights import loading, local_or_hub, refuse_misfit
+from textcraftor.weights import loading, local_or_hub, refuse_misfit
 
 
 def load_model(kind: type[PreTrainedModel], path: str, ignore: tuple[str, ...] = ()) -> Any:
@@ -30,9 +30,10 @@ def load_model(kind: type[PreTrainedModel], path: str, ignore: tuple[str, ...] =
         model, info = loaded
         refuse_misfit(
             f"{path}/model.safetensors",
+            kind.__name__,
             missing=info["missing_keys"],
             unexpected=[key for key in info["unexpected_keys"] if not key.startswith(ignore)],
-            misshaped={key: (tuple(got), tuple(wanted)) for key, got, wanted in info["mismatched_keys"]},
+            mismatched=info["mismatched_keys"],
         )
     return model
 

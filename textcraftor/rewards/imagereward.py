@@ -15,7 +15,7 @@ from textcraftor.rewards.base import Reward, check_batch, checked_prompts
 from textcraftor.rewards.blip import load_blip
 from textcraftor.rewards.head import collapse
 from textcraftor.rewards.preprocess import Preprocess
-from textcraftor.rewards.weights import loading, read_tensors, refuse_misfit
+from textcraftor.weights import loading, read_tensors, refuse_misfit
 
 FILES = ("ImageReward.safetensors", "ImageReward.pt")
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the raw scores on its authors' data
@@ -42,7 +42,7 @@ class ImageReward(Reward):
         super().__init__(name, config, dtype)
         path = _weights(Path(config.path))
         state = read_tensors(path, "ImageReward's tensors blip.* and mlp.layers.*")
-        refuse_misfit(path, (), [key for key in state if not key.startswith(("blip.", "mlp."))], {})
+        refuse_misfit(path, "ImageReward", unexpected=[key for key in state if not key.startswith(("blip.", "mlp."))])
         with loading(path, "ImageReward's weights"):
             self.blip = load_blip(state, path, path.parent / "med_config.json").to(dtype)
         layers = {key.removeprefix("mlp."): value for key, value in state.items() if key.startswith("mlp.")}

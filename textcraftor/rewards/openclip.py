@@ -15,7 +15,7 @@ from textcraftor.config import RewardConfig
 from textcraftor.errors import ModelError, unknown
 from textcraftor.rewards.base import CosineReward, dropped
 from textcraftor.rewards.preprocess import Preprocess
-from textcraftor.rewards.weights import check_fit, loading, read_tensors
+from textcraftor.weights import check_fit, loading, read_tensors
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = ("open_clip_model.safetensors", "model.safetensors", "open_clip_pytorch_model.bin")
@@ -120,7 +120,7 @@ def _load(architecture: str, published: Mapping[str, Any], weights: Path) -> tup
     for scalar in ("logit_scale", "logit_bias"):
         if scalar in state and state[scalar].numel() == 1:
             state[scalar] = state[scalar].reshape(model.state_dict()[scalar].shape)
-    check_fit(weights, state, model.state_dict())
+    check_fit(weights, architecture, state, model.state_dict())
     model.load_state_dict(state)
     tokenizer = open_clip.get_tokenizer(architecture)
     _check_end_of_text(architecture, model, tokenizer)

@@ -17,6 +17,18 @@ from torch import Tensor
 
 from textcraftor.errors import ModelError
 
+LOADING_FAULTS = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    safetensors.SafetensorError,
+    pickle.UnpicklingError,
+)
+"""What the libraries raise at a missing, truncated or foreign file."""
+
 
 def read_tensors(path: Path, wants: str) -> dict[str, Tensor]:
     """The tensors of a .safetensors file, or of a torch file that holds nothing but tensors.
@@ -31,49 +43,44 @@ def read_tensors(path: Path, wants: str) -> dict[str, Tensor]:
             return safetensors.torch.load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise ModelError(f"{path} cannot be read; expected {wants}: {one_line(error)}") from error
+        raise ModelError(f"{path} cannot be read; expected {wants}: {brief(error)}") from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ModelError(f"{path} holds more than tensors; expected {wants}")
     return {key.removeprefix("module."): value for key, value in state.items()}
 
 
-def check_fit(path: Path | str, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+def check_fit(label: Path | str, what: str, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Raises ModelError unless `state` has exactly the keys and shapes of `expected`."""
     refuse_misfit(
-        path,
+        label,
+        what,
         missing=expected.keys() - state.keys(),
         unexpected=state.keys() - expected.keys(),
-        misshaped={
-            key: (tuple(state[key].shape), tuple(value.shape))
+        mismatched=[
+            (key, tuple(state[key].shape), tuple(value.shape))
             for key, value in expected.items()
             if key in state and state[key].shape != value.shape
-        },
+        ],
     )
 
 
 def refuse_misfit(
-    path: Path | str,
-    missing: Iterable[str],
-    unexpected: Iterable[str],
-    misshaped: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]],
+    label: Path | str,
+    what: str,
+    missing: Iterable[str] = (),
+    unexpected: Iterable[str] = (),
+    mismatched: Iterable[tuple[str, Iterable[int], Iterable[int]]] = (),
 ) -> None:
     """Raises ModelError naming the file and the keys, if there are any: weights never load in part.
 
-    misshaped: key -> (shape in the file, shape in the model).
+    label: the file.  what: the model it should be.  mismatched: (key, shape in the file, shape in the model).
     """
-    shapes = [f"{key} is {got} instead of {wanted}" for key, (got, wanted) in sorted(misshaped.items())]
-    faults = [
-        f"{kind} {_first(keys)}"
-        for kind, keys in (
-            ("missing", sorted(missing)),
-            ("unexpected", sorted(unexpected)),
-            ("mis-shaped", shapes),
-        )
-        if keys
-    ]
-    if faults:
-        raise ModelError(f"{path} does not fit the model: {'; '.join(faults)}. These are another model's weights")
+    shapes = [f"{key} is {tuple(got)} instead of {tuple(wanted)}" for key, got, wanted in mismatched]
+    kinds = {"missing": missing, "unexpected": unexpected, "mismatched": shapes}
+    named = [f"{kind} keys: {_first(sorted(keys))}" for kind, keys in kinds.items() if keys]
+    if named:
+        raise ModelError(f"{label} does not fit {what} ({'; '.join(named)}). Nothing was loaded")
 
 
 def local_or_hub(path: str, wants: str) -> str:
@@ -99,17 +106,8 @@ def loading(source: Path | str, wants: str) -> Iterator[None]:
             yield
     except ModelError:
         raise
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        safetensors.SafetensorError,
-        pickle.UnpicklingError,
-    ) as error:
-        raise ModelError(f"{source} cannot be loaded; expected {wants}: {one_line(error)}") from error
+    except LOADING_FAULTS as error:
+        raise ModelError(f"{source} cannot be loaded; expected {wants}: {brief(error)}") from error
 
 
 @contextlib.contextmanager
@@ -131,7 +129,7 @@ def _quiet() -> Iterator[None]:
             progress.enable_progress_bar()
 
 
-def one_line(error: BaseException, limit: int = 300) -> str:
+def brief(error: BaseException, limit: int = 300) -> str:
     """The error's message on one line, cut to `limit` characters."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return text if len(text) <= limit else text[: limit - 1] + "…"
