@@ -78,7 +78,7 @@ def load_rewards(folder: Path, dtype: torch.dtype, ledger: Ledger) -> tuple[dict
     rewards, features = {}, {}
     for name, config in reward_configs(folder).items():
         with ledger.part(f"load {name}, encode the prompt, drop its text tower"):
-            rewards[name] = load_reward(name, config, dtype=dtype)
+            rewards[name] = load_reward(name, config, dtype=str(dtype).removeprefix("torch."))
             features[name] = rewards[name].text_features([PROMPT])
             rewards[name].drop_text_tower()
     return rewards, features
