@@ -15,7 +15,8 @@ from textcraftor.plan import gigabytes, peak_memory, plan, some_prompts, table, 
 from textcraftor.prompts.table import noise_seed, prompt_id
 from textcraftor.rewards import RewardMix, load_rewards
 from textcraftor.sampler import Sampler
-from textcraftor.trainer import Trainer, TrainSet
+from textcraftor.trainer import Trainer
+from textcraftor.trainset import Batch, TrainSet
 
 
 def dry_run(config: Config, mix: str, root: Path, device: torch.device) -> bool:
@@ -56,8 +57,9 @@ def one_batch(config: Config, mix: str, root: Path, device: torch.device) -> str
         reward.drop_text_tower()
     sampler = Sampler(base, config.train_chain, config.train.switch_at)
     seeds = [noise_seed(prompt_id(prompt), number) for number, prompt in enumerate(prompts)]
-    batch = TrainSet(prompts, sampler.prefix(prompts, seeds), features)
-    trainer = Trainer(base, sampler, RewardMix(rewards, weights), batch, tune, TunedModel(**encoders), module)
+    batch = Batch(prompts, sampler.prefix(prompts, seeds), features)
+    train_set = TrainSet(prompts, batch.latents, features)
+    trainer = Trainer(base, sampler, RewardMix(rewards, weights), train_set, tune, TunedModel(**encoders), module)
     optimizer = torch.optim.AdamW(module.parameters(), lr=tune.learning_rate, weight_decay=tune.weight_decay)
     started = time.monotonic()
     loss, values = trainer.loss(batch)

@@ -6,14 +6,12 @@ docs/decisions/published-code.md.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
@@ -26,28 +24,7 @@ from textcraftor.errors import TrainingError
 from textcraftor.models import Base, TunedModel
 from textcraftor.rewards import RewardMix
 from textcraftor.sampler import Sampler
-
-
-@dataclass(frozen=True)
-class TrainSet:
-    """The train prompts with what `prepare` computed for them; row i of each belongs to prompt i."""
-
-    prompts: Sequence[str]
-    latents: Tensor  # (N, C', h, w), prefixes at the training switch: see `Sampler.prefix_shape`
-    text_features: Mapping[str, Tensor]  # reward -> (N, D)
-
-    def batch(self, position: int, size: int, seed: int, device: torch.device) -> "TrainSet":
-        """Rows `position` .. `position + size` of an endless stream, each epoch in an order of its own.
-
-        A function of the seed and the position alone: a resumed run goes on where it was.
-        """
-        places = np.arange(position, position + size)
-        rows = [int(self._order(seed, int(p) // len(self.prompts))[p % len(self.prompts)]) for p in places]
-        features = {name: values[rows].to(device) for name, values in self.text_features.items()}
-        return TrainSet([self.prompts[row] for row in rows], self.latents[rows].to(device), features)
-
-    def _order(self, seed: int, epoch: int) -> NDArray[np.int64]:
-        return np.random.default_rng([seed, epoch]).permutation(len(self.prompts))
+from textcraftor.trainset import Batch, TrainSet
 
 
 @dataclass
@@ -112,7 +89,7 @@ class Trainer:
                 totals[name] = totals.get(name, 0.0) + float(value) / tune.accumulation
         return totals
 
-    def loss(self, batch: TrainSet) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """-(weighted sum of rewards), mean over the batch, with its graph; and each reward's mean without.
 
         Raises TrainingError naming the reward that is not finite.

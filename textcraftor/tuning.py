@@ -19,11 +19,14 @@ from textcraftor.artifact import base_identity, digest, identity, proof, write_j
 from textcraftor.candidate import Candidate
 from textcraftor.config import Config, TuneConfig
 from textcraftor.errors import ConfigError, ModelError, unknown
+from textcraftor.inline import InlineFeatures, InlinePrefixes
 from textcraftor.models import Base, TunedModel, load_base, load_candidate
-from textcraftor.prepare import CURATED, LATENTS, heldout_rows, read_text_features, read_train_latents, train_rows
-from textcraftor.rewards import RewardMix, load_reward
+from textcraftor.prepare import CURATED, LATENTS, heldout_rows, read_text_features, read_train_latents, train_table
+from textcraftor.rewards import Reward, RewardMix, load_reward
 from textcraftor.sampler import Sampler
-from textcraftor.trainer import Trainer, TrainSet
+from textcraftor.store import INDEX
+from textcraftor.trainer import Trainer
+from textcraftor.trainset import TrainSet
 
 WATCHED = 8  # prompts in a sample grid
 
@@ -75,16 +78,27 @@ def _trainer(
     modules: dict[str, nn.Module],
 ) -> tuple[Trainer, dict[str, Path]]:
     """The trainer with all that `prepare` made for it, and the files it came from."""
-    prompts, _, _ = train_rows(root)
-    features = {name: read_text_features(config, root, name, prompts) for name in weights}
-    train_set = TrainSet(prompts, read_train_latents(config, root), features)
-    rewards = {name: load_reward(name, config.rewards[name], base.device) for name in weights}
-    for reward in rewards.values():
-        reward.drop_text_tower()
     sampler = Sampler(base, config.train_chain, config.train.switch_at)
+    train_set, rewards = _data(config, weights, root, sampler)
     module = next(iter(modules.values())) if len(modules) == 1 else nn.ModuleDict(modules)
     trainer = Trainer(base, sampler, RewardMix(rewards, weights), train_set, tune, tuned, module)
-    return trainer, {"prompts": root / CURATED / "train.parquet", "latents": root / LATENTS / "train.safetensors"}
+    return trainer, {"prompts": root / CURATED / "train.parquet", "latents": root / LATENTS / "train" / INDEX}
+
+
+def _data(config: Config, weights: Iterable[str], root: Path, sampler: Sampler) -> tuple[TrainSet, dict[str, Reward]]:
+    """The train set and the rewards of a mix: from the stores, or each batch computed anew by what stays in memory."""
+    table = train_table(root)
+    prompts, device = table["prompt"], sampler.base.device
+    if config.prepare.mode == "inline":
+        rewards = {name: load_reward(name, config.rewards[name], device) for name in weights}
+        features = {name: InlineFeatures(reward, prompts) for name, reward in rewards.items()}
+        return TrainSet(prompts, InlinePrefixes(sampler, table), features), rewards
+    stored = {name: read_text_features(config, root, name) for name in weights}
+    latents = read_train_latents(config, root)
+    rewards = {name: load_reward(name, config.rewards[name], device) for name in weights}
+    for reward in rewards.values():
+        reward.drop_text_tower()
+    return TrainSet(prompts, latents, stored), rewards
 
 
 def _proof(config: Config, tune: TuneConfig, weights: dict[str, float], inputs: dict[str, Path]) -> dict[str, Any]:
