@@ -12,7 +12,8 @@ from textcraftor.config import BaseConfig, TuneConfig
 from textcraftor.models import Base, TunedModel, load_base, load_candidate
 from textcraftor.rewards import RewardMix
 from textcraftor.sampler import Sampler
-from textcraftor.trainer import Trainer, TrainSet
+from textcraftor.trainer import Trainer
+from textcraftor.trainset import TrainSet
 
 from .checkpoints import write_single_file
 from .conftest import CHAIN, Redness

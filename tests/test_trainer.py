@@ -11,7 +11,8 @@ from textcraftor.errors import TrainingError
 from textcraftor.models import Base, TunedModel
 from textcraftor.rewards import RewardMix
 from textcraftor.sampler import Sampler
-from textcraftor.trainer import Trainer, TrainSet
+from textcraftor.trainer import Trainer
+from textcraftor.trainset import TrainSet
 
 from .conftest import CHAIN, Redness
 

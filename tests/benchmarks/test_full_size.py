@@ -12,7 +12,8 @@ from textcraftor.config import BaseConfig, ChainConfig, TuneConfig
 from textcraftor.models import TunedModel, load_base
 from textcraftor.rewards import RewardMix
 from textcraftor.sampler import Sampler
-from textcraftor.trainer import Trainer, TrainSet
+from textcraftor.trainer import Trainer
+from textcraftor.trainset import TrainSet
 
 TuneK = TuneConfig(grad_steps=2, gradient_checkpointing=True)
 
