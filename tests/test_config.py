@@ -60,6 +60,9 @@ def test_a_candidate_for_each_mix_and_each_unet(params: Path) -> None:
         ({"train": {"grad_steps": 9}}, r"train\.grad_steps = 9 is more than the 5 steps that train\.switch_at = 0\.8"),
         ({"evaluate": {"judges": ["orcale"]}}, r"Unknown judge 'orcale'"),
         ({"evaluate": {"prompts": 9999}}, r"evaluate\.prompts = 9999 is more than prompts\.heldout"),
+        ({"train": {"images_per_prompt": 5}}, r"train\.batch_size = 24 is no multiple of train\.images_per_prompt = 5"),
+        ({"rewards": {"clip": {"kind": "diversity"}}}, r"mix\.balanced: clip compares the images of a prompt"),
+        ({"prepare": {"batch_size": 48, "shard_rows": 100}}, r"shard_rows = 100 is no multiple .* Take 96"),
         ({"train": {"steps": 0, "batch_size": 0}}, r"train\.steps: .*\(1 more fault\)"),
     ],
 )

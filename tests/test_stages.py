@@ -1,23 +1,31 @@
 """prepare and train as stages: what they write, what they reuse, what they refuse. On a random model."""
 
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import polars as pl
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 
 from textcraftor import config
+from textcraftor import prepare as prepare_module
 from textcraftor.candidate import Candidate
 from textcraftor.config import Config
-from textcraftor.errors import ModelError, TrainingError
+from textcraftor.errors import ModelError, StoreError, TrainingError
 from textcraftor.generate import draw
+from textcraftor.inline import InlinePrefixes
 from textcraftor.models import load_base
-from textcraftor.prepare import prepare, read_train_latents
+from textcraftor.prepare import prepare, read_heldout_latents, read_train_latents, train_table
 from textcraftor.prompts import curate
 from textcraftor.sampler import Sampler
 from textcraftor.tuning import train_text_encoder, train_unet
+
+from .processes import in_processes
 
 CPU = torch.device("cpu")
 
@@ -39,12 +47,18 @@ def run(tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> C
         "mix": {"redder": {"redness": 1.0}},
         "train": {**tune, "switch_at": 0.6, "allow_without_clip": True},
         "train_unet": tune,
+        "prepare": {"batch_size": 2, "shard_rows": 4, "cpu_threads": 1},
         "evaluate": {"prompts": 4, "images_per_prompt": 2},
     }
     Path("params.yaml").write_text(yaml.safe_dump(params))
     resolved = config.load("params.yaml", {"mix": {"balanced": {"redness": 1.0}, "aesthetic": {"redness": 1.0}}})
     curate(resolved.prompts, tmp_path, tmp_path / "data/prompts/curated")
     return resolved
+
+
+def changed(run: Config, values: dict[str, Any]) -> Config:
+    """The run with other values, checked like any."""
+    return Config.model_validate(config.merge(run.model_dump(mode="json"), values))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -60,34 +74,221 @@ def test_prepare_reuses_what_fits_and_recomputes_what_is_stale(
 
     assert said(run) == ["train: 8 prefixes of 3 steps computed", "heldout: 8 prefixes of 2 steps computed"]
     before = contents(tmp_path / "data/latents")
-    assert {"train.safetensors", "heldout.safetensors", "features/redness.safetensors"} == before.keys()
+    shards = {
+        f"{store}/{name}" for store in ("train", "heldout") for name in ("index.json", "00000.safetensors", "00001.safetensors")
+    }
+    features = {f"features/redness/{name}" for name in ("index.json", "00000.safetensors", "00001.safetensors")}
+    assert before.keys() == shards | features
     assert said(run) == ["train: 8 prefixes of 3 steps reused", "heldout: 8 prefixes of 2 steps reused"]
     assert contents(tmp_path / "data/latents") == before
     other_switch = run.model_copy(update={"sampler": config.SamplerConfig(switch_at=0.2)})
     assert said(other_switch) == ["train: 8 prefixes of 3 steps reused", "heldout: 8 prefixes of 1 steps computed"]
-    other_chain = run.model_copy(update={"chain": run.chain.model_copy(update={"guidance_scale": 2.0})})
-    with pytest.raises(ModelError, match="belongs to other prompts, base or settings"):
-        read_train_latents(other_chain, tmp_path)
+    (tmp_path / "data/latents/train/00001.safetensors").unlink()
+    assert said(run)[0] == "train: 8 prefixes of 3 steps 1 of 2 shards computed, the others reused"
+    assert contents(tmp_path / "data/latents") == before
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"chain": {"guidance_scale": 2.0}},
+        {"chain": {"scheduler": "euler"}},
+        {"chain": {"num_inference_steps": 10}},
+        {"train": {"num_inference_steps": 10}},
+        {"train": {"switch_at": 0.8}},
+        {"base": {"dtype": "bfloat16"}},
+        {"base": {"resolution": 64}},
+        {"prepare": {"dtype": "float16"}},
+        {"prepare": {"shard_rows": 8}},
+    ],
+)
+def test_a_cache_of_other_settings_is_stale(run: Config, tmp_path: Path, other: dict[str, Any]) -> None:
+    prepare(run, tmp_path, CPU)
+    with pytest.raises(StoreError, match="belongs to other prompts, base or settings"):
+        read_train_latents(changed(run, other), tmp_path)
+
+
+def test_a_cache_of_another_text_encoder_unet_or_scheduler_is_stale(run: Config, tmp_path: Path) -> None:
+    """By their bytes, wherever the base lies."""
+    prepare(run, tmp_path, CPU)
+    copy = tmp_path / "copy"
+    shutil.copytree(run.base.path, copy)
+    elsewhere = changed(run, {"base": {"path": str(copy)}})
+    read_train_latents(elsewhere, tmp_path)
+    for part in (
+        "text_encoder/model.safetensors",
+        "unet/diffusion_pytorch_model.safetensors",
+        "scheduler/scheduler_config.json",
+    ):
+        whole = (copy / part).read_bytes()
+        (copy / part).write_bytes(whole[:-1] + b" ")
+        with pytest.raises(StoreError, match="belongs to other prompts, base or settings"):
+            read_train_latents(elsewhere, tmp_path)
+        (copy / part).write_bytes(whole)
+
+
+def test_text_features_are_keyed_by_their_rewards_bytes_not_its_place(run: Config, tmp_path: Path) -> None:
+    def facts(**settings: str) -> str:
+        reward = run.rewards["redness"].model_copy(update=settings)
+        content = prepare_module._features_content(run.model_copy(update={"rewards": {"redness": reward}}), tmp_path, "redness")
+        return content.key(0)
+
+    for folder, text in (("one", "weights"), ("two", "weights"), ("three", "others")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "model.safetensors").write_text(text)
+    assert facts(path=str(tmp_path / "one")) == facts(path=str(tmp_path / "two"), licence="MIT")
+    others = [
+        facts(path=str(tmp_path / "three")),
+        facts(tokenizer=str(tmp_path / "one")),
+        facts(version="2"),
+        facts(dtype="bfloat16"),
+    ]
+    assert len({facts(), facts(path=str(tmp_path / "one")), *others}) == 6
+
+
+def test_prepare_draws_only_what_is_missing(run: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed in the second of two shards, it goes on with the second, and ends in the same bytes."""
+    prepare(run, tmp_path, CPU)
+    whole = contents(tmp_path / "data/latents")
+    shutil.rmtree(tmp_path / "data/latents")
+    prefix, drawn = Sampler.prefix, list[int]()
+
+    def counted(self: Sampler, prompts: list[str], seeds: list[int]) -> torch.Tensor:
+        drawn.append(len(prompts))
+        if len(drawn) == 3:
+            raise KeyboardInterrupt
+        return prefix(self, prompts, seeds)
+
+    monkeypatch.setattr(Sampler, "prefix", counted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(run, tmp_path, CPU)
+    assert drawn == [2, 2, 2]
+    with pytest.raises(StoreError, match=r"train does not exist, or is not finished\. Run `textcraftor prepare`"):
+        read_train_latents(run, tmp_path)
+    prepare(run, tmp_path, CPU)
+    assert drawn[3:] == [2, 2, 2, 2, 2, 2], "one shard of train, two of heldout, in batches of two"
+    assert contents(tmp_path / "data/latents") == whole
+
+
+def test_two_processes_prepare_the_same_bytes(
+    run: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    prepare(run, tmp_path, CPU)
+    alone = contents(tmp_path / "data/latents")
+    shutil.rmtree(tmp_path / "data/latents")
+    train, heldout = prepare_module._train_content(run, tmp_path), prepare_module._heldout_content(run, tmp_path)
+    features = prepare_module._features_content(run, tmp_path, "redness")
+    for name, content in {"_train_content": train, "_heldout_content": heldout, "_features_content": features}.items():
+        monkeypatch.setattr(prepare_module, name, lambda *_, content=content: content)
+    capfd.readouterr()
+    in_processes(2, lambda: prepare(run, tmp_path, CPU))
+    assert capfd.readouterr().err.count("prefixes of") == 2, "one of them speaks"
+    assert contents(tmp_path / "data/latents") == alone
 
 
 def test_cached_latents_are_what_the_sampler_would_compute(run: Config, tmp_path: Path) -> None:
-    from textcraftor.prepare import train_rows
-
     prepare(run, tmp_path, CPU)
-    prompts, _, seeds = train_rows(tmp_path)
+    table = train_table(run, tmp_path)
+    prompts, seeds = table["prompt"].to_list(), table["seed"].to_list()
     sampler = Sampler(load_base(run.base, CPU), run.chain, run.train.switch_at)
-    torch.testing.assert_close(read_train_latents(run, tmp_path), sampler.prefix(prompts, seeds), atol=1e-4, rtol=0)
+    stored = read_train_latents(run, tmp_path)
+    torch.testing.assert_close(stored[:], sampler.prefix(prompts, seeds), atol=1e-4, rtol=1e-4)
+    batch = slice(2, 4)  # as `prepare` drew it
+    assert torch.equal(stored[batch], sampler.prefix(prompts[batch], seeds[batch]))
+    assert torch.equal(stored[batch], InlinePrefixes(sampler, table)[[2, 3]]), "inline: the same batch, the same bits"
+    torch.testing.assert_close(stored[[5, 2, 7]], InlinePrefixes(sampler, table)[[5, 2, 7]], atol=1e-4, rtol=1e-4)
+    half = changed(run, {"prepare": {"dtype": "float16"}})
+    prepare(half, tmp_path, CPU)
+    assert torch.equal(read_train_latents(half, tmp_path)[:], stored_rows(run, tmp_path, sampler).half())
+    assert read_heldout_latents(half, tmp_path).kind.dtype == "float32"
 
 
-def test_a_damaged_cache_is_recomputed(run: Config, tmp_path: Path) -> None:
+def test_diversity_is_trained_on_several_images_of_each_prompt(run: Config, tmp_path: Path) -> None:
+    variety = {"kind": "diversity", "path": str(Path(__file__).parents[1] / "data/tiny/rewards/clip")}
+    several = {"images_per_prompt": 2, "batch_size": 4, "decode_size": 2, "steps": 12, "learning_rate": 2e-3}
+    values = {"rewards": {"variety": variety}, "mix": {"redder": {"redness": 0.0, "variety": 1.0}}, "train": several}
+    run = changed(run, values)
     prepare(run, tmp_path, CPU)
-    cache = tmp_path / "data/latents/train.safetensors"
-    whole = cache.read_bytes()
-    cache.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ModelError):
+    table = train_table(run, tmp_path)
+    assert table["prompt"][::2].equals(table["prompt"][1::2]) and table["seed"].n_unique() == 2 * table["prompt"].n_unique()
+    made = train_text_encoder(run, "redder", tmp_path, CPU)
+    history = pl.read_csv(made / "history.csv")["variety"]
+    assert history[:4].mean() < history[-4:].mean()
+
+
+def stored_rows(run: Config, root: Path, sampler: Sampler) -> torch.Tensor:
+    """As `prepare` computes them, batch by batch."""
+    rows = InlinePrefixes(sampler, train_table(run, root))
+    return torch.cat([rows[slice(start, start + 2)] for start in range(0, 8, 2)])
+
+
+def test_training_inline_takes_the_same_steps_and_stores_nothing(run: Config, tmp_path: Path) -> None:
+    prepare(run, tmp_path, CPU)
+    cached = train_text_encoder(run, "redder", tmp_path, CPU)
+    expected = load_file(cached / "text_encoder/model.safetensors"), (cached / "history.csv").read_text()
+    heldout = contents(tmp_path / "data/latents/heldout")
+    inline = changed(run, {"prepare": {"mode": "inline"}})
+    prepare(inline, tmp_path, CPU)
+    assert contents(tmp_path / "data/latents/heldout") == heldout
+    left = {name for name in contents(tmp_path / "data/latents") if not name.startswith("heldout/")}
+    assert left == {"train/index.json", "features/index.json"}
+    with pytest.raises(StoreError, match=r"not of a store\. Run `textcraftor prepare`"):
         read_train_latents(run, tmp_path)
+    out = train_text_encoder(inline, "redder", tmp_path, CPU)
+    for name, value in load_file(out / "text_encoder/model.safetensors").items():
+        torch.testing.assert_close(value, expected[0][name], atol=1e-5, rtol=1e-5)
+    steps = [
+        [list(map(float, line.split(","))) for line in text.splitlines()[1:]]
+        for text in (expected[1], (out / "history.csv").read_text())
+    ]
+    torch.testing.assert_close(torch.tensor(steps[0]), torch.tensor(steps[1]), atol=1e-5, rtol=1e-5)
     prepare(run, tmp_path, CPU)
-    assert cache.read_bytes() == whole
+    assert read_train_latents(run, tmp_path).shape == (8, 4, 4, 4)
+
+
+def test_a_disk_that_is_too_small_is_said_before_anything_is_drawn(
+    run: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of(free: int) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+
+    drawn = list[int]()
+    prefix = Sampler.prefix
+    monkeypatch.setattr(Sampler, "prefix", lambda self, *rows: drawn.append(1) or prefix(self, *rows))
+    of(4096)
+    with pytest.raises(StoreError, match=r"data/latents needs 0\.0 GB more for 16 prefixes.*prepare\.mode: inline"):
+        prepare(run, tmp_path, CPU)
+    assert not drawn
+    of(16 * 4 * 4 * 4 * 4 + 16 * 32 + 4 * 400 + 4 * 256)  # rows, digests, headers, and one shard beside them
+    prepare(run, tmp_path, CPU)
+    of(4 * 256)
+    prepare(run, tmp_path, CPU)  # what is there needs no more space than to replace a shard
+
+
+def test_a_damaged_cache_is_never_trained_on_and_recomputed(run: Config, tmp_path: Path) -> None:
+    prepare(run, tmp_path, CPU)
+    before = contents(tmp_path / "data/latents")
+    for name in ("train/00001.safetensors", "features/redness/00000.safetensors"):
+        path = tmp_path / "data/latents" / name
+        whole, rows = path.read_bytes(), load_file(path)["rows"].nbytes
+        flipped = whole[:-rows] + bytes(byte ^ 1 for byte in whole[-rows:])  # each row, for so short a run meets but a few
+        for bad in (whole[: len(whole) // 2], flipped, b""):
+            path.write_bytes(bad)
+            with pytest.raises(StoreError, match=r"is damaged.*Run `textcraftor prepare`"):
+                train_text_encoder(run, "redder", tmp_path, CPU)
+            prepare(run, tmp_path, CPU)
+            assert contents(tmp_path / "data/latents") == before
+
+
+def test_what_earlier_runs_left_goes(run: Config, tmp_path: Path) -> None:
+    """Same inputs, same output: DVC takes the folder as it is."""
+    prepare(run, tmp_path, CPU)
+    before = contents(tmp_path / "data/latents")
+    (tmp_path / "data/latents/train.safetensors").write_bytes(b"a cache of an earlier version")
+    (tmp_path / "data/latents/features/other").mkdir()
+    (tmp_path / "data/latents/features/other/index.json").write_text("{}")
+    prepare(run, tmp_path, CPU)
+    assert contents(tmp_path / "data/latents") == before
 
 
 def test_training_leaves_an_artifact_with_its_proof_and_the_same_bytes_again(run: Config, tmp_path: Path) -> None:
@@ -122,13 +323,10 @@ def test_the_unet_is_tuned_on_the_mixs_encoder(run: Config, tmp_path: Path) -> N
     assert (tmp_path / "drawn.png").is_file()
 
 
-def test_prefixes_of_another_precision_or_size_are_stale(run: Config, tmp_path: Path) -> None:
+def test_prefixes_of_another_size(run: Config, tmp_path: Path) -> None:
     prepare(run, tmp_path, CPU)
     assert read_train_latents(run, tmp_path).shape == (8, 4, 4, 4)
-    lower = run.model_copy(update={"base": run.base.model_copy(update={"dtype": "bfloat16"})})
-    with pytest.raises(ModelError, match="belongs to other prompts, base or settings"):
-        read_train_latents(lower, tmp_path)
-    larger = run.model_copy(update={"base": run.base.model_copy(update={"resolution": 64})})
+    larger = changed(run, {"base": {"resolution": 64}})
     prepare(larger, tmp_path, CPU)
     assert read_train_latents(larger, tmp_path).shape == (8, 4, 8, 8)
 
@@ -160,7 +358,7 @@ def test_sdxl_in_bfloat16_with_both_encoders_and_a_multistep_solver(
 
 
 def test_training_without_prepare_says_what_to_do(run: Config, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"features.redness\.safetensors does not exist\. Run `textcraftor prepare`"):
+    with pytest.raises(StoreError, match=r"features.redness does not exist, or is not finished\. Run `textcraftor prepare`"):
         train_text_encoder(run, "redder", tmp_path, CPU)
 
 

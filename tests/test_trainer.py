@@ -116,11 +116,20 @@ def test_accumulation_is_a_larger_batch(base: Base, reward: type[Redness]) -> No
 
 def test_each_epoch_meets_every_prompt_once_in_an_order_of_its_own(base: Base) -> None:
     train_set = new_trainer(base).train_set
-    epochs = [train_set.batch(range(start, start + 8), 0, 8, 0, base.device).prompts for start in (0, 8)]
+    epochs = [train_set.step(range(start, start + 8), 0, base.device).batch(0, 8).prompts for start in (0, 8)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(PROMPTS) and epochs[0] != epochs[1]
-    across = train_set.batch(range(6, 12), 0, 4, 0, base.device).prompts
+    across = train_set.step(range(6, 12), 0, base.device).batch(0, 4).prompts
     assert across == [*epochs[0][6:], *epochs[1][:2]]
-    assert train_set.batch(range(8), 0, 8, 1, base.device).prompts != epochs[0]
+    assert train_set.step(range(8), 1, base.device).batch(0, 8).prompts != epochs[0]
+
+
+def test_the_images_of_a_prompt_stay_together(base: Base) -> None:
+    one = new_trainer(base).train_set
+    train_set = TrainSet(one.prompts, one.latents, one.text_features, images_per_prompt=2)
+    for epoch in (0, 1):
+        rows = train_set.step(range(8 * epoch, 8 * epoch + 8), 0, base.device).rows
+        assert sorted(rows) == list(range(8))
+        assert all(first % 2 == 0 and second == first + 1 for first, second in zip(rows[::2], rows[1::2], strict=True))
 
 
 def test_a_reward_that_is_not_finite_stops_before_the_optimiser_and_is_named(base: Base, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pydantic
 
-from textcraftor.config import BaseConfig
+from textcraftor.config import BaseConfig, RewardConfig
 
 LIBRARIES = ("torch", "diffusers", "transformers", "open_clip_torch", "numpy", "textcraftor")
 
@@ -82,6 +82,11 @@ def base_identity(base: BaseConfig) -> str:
     if base.dtype != "float32":
         parts.append(base.dtype)
     return " ".join(parts)
+
+
+def reward_identity(reward: RewardConfig) -> str:
+    """What identifies a reward's bytes: its weights, and its head and tokenizer where they lie elsewhere."""
+    return " ".join(identity(path) for path in (reward.path, reward.head, reward.tokenizer) if path)
 
 
 def proof(config: Mapping[str, pydantic.BaseModel | Any], inputs: Mapping[str, Path], seed: int) -> dict[str, Any]:

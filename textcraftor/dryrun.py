@@ -49,7 +49,8 @@ def one_batch(config: Config, mix: str, root: Path, device: torch.device) -> str
     """Forward, backward and an optimiser step on one micro batch; returns what was seen, in one line."""
     tune = config.train
     weights = {name: weight for name, weight in config.mix[mix].items() if weight}
-    prompts, what = some_prompts(config, root, tune.batch_size)
+    some, what = some_prompts(config, root, tune.batch_size // tune.images_per_prompt)
+    prompts = [prompt for prompt in some for _ in range(tune.images_per_prompt)]
     base = load_base(config.base, device)
     parts = encoder_parts(base, tune)
     module = in_one_module(parts)

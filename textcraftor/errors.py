@@ -3,6 +3,7 @@
     UserError                 one clear line, exit status 2
     ├── ConfigError           a profile, params.yaml or an option says something impossible
     ├── PromptError           a prompt source is missing, empty or unreadable
+    ├── StoreError            what `prepare` stores is missing, stale or damaged, or does not fit on the disk
     ├── ModelError            weights are missing, truncated or do not fit
     ├── RewardError           a reward is unknown, mis-weighted or got inputs it cannot score
     ├── TrainingError         a run cannot go on (non-finite loss, no memory, full disk)
@@ -28,6 +29,10 @@ class ConfigError(UserError):
 
 class PromptError(UserError):
     """A prompt source is missing, empty or unreadable."""
+
+
+class StoreError(UserError):
+    """What `prepare` stores is missing, stale or damaged, or does not fit on the disk."""
 
 
 class ModelError(UserError):

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
-from textcraftor.config import Config, TrainConfig
+from textcraftor.config import Config, TrainConfig, switch_step
 from textcraftor.errors import ConfigError, unknown
 from textcraftor.footprint import Cost, Footprint, footprint
 from textcraftor.prepare import CURATED
@@ -39,6 +39,7 @@ class Plan:
     processes: int
     chain_steps: int
     switch_step: int
+    inline: bool  # the steps before the switch are computed for each batch, not read
     trainable: int
     unet_forwards: int  # guided ones a sample, a backward pass counted as one (METHOD: input-only backward = 1)
     memory: dict[str, float]
@@ -78,7 +79,9 @@ def _plan(config: Config, mix: str, costs: Footprint) -> Plan:
     tune, batch = config.train, config.train.batch_size
     checkpointing = tune.gradient_checkpointing
     trainable = sum(costs.text_encoders[name].parameters for name in tune.encoders if name in costs.text_encoders)
-    forwards = tune.grad_steps * (3 if checkpointing else 2)
+    chain = config.train_chain.num_inference_steps
+    before = switch_step(tune.switch_at, chain) if config.prepare.mode == "inline" else 0
+    forwards = before + tune.grad_steps * (3 if checkpointing else 2)
     towers = costs.towers.values()
     memory = {
         "frozen UNet, VAE, text encoders": costs.unet.weights
@@ -97,13 +100,13 @@ def _plan(config: Config, mix: str, costs: Footprint) -> Plan:
         "rewards": sum(tower.flops for tower in towers) * 2,
         "text encoder": sum(encoder.flops for encoder in costs.text_encoders.values()) * 6,
     }
-    chain = config.train_chain.num_inference_steps
     return Plan(
         mix=mix,
         tune=tune,
         processes=int(os.environ.get("WORLD_SIZE", "1")),
         chain_steps=chain,
-        switch_step=round(config.train.switch_at * chain),
+        switch_step=switch_step(tune.switch_at, chain),
+        inline=config.prepare.mode == "inline",
         trainable=trainable,
         unet_forwards=forwards,
         memory=memory,
@@ -126,13 +129,14 @@ def table(made: Plan, truncated: dict[str, str], device: torch.device) -> Table:
     tune = made.tune
     shown = Table(title=f"train --mix {made.mix}: the plan", show_header=False, title_justify="left")
     again = " + as many recomputed" if tune.gradient_checkpointing else ""
+    source, prefix = ("for each batch anew", f"{made.switch_step} + ") if made.inline else ("from the cache", "")
     rows = {
         "trainable parameters": f"{made.trainable:,}",
         "batch": f"{tune.batch_size} (micro) x {tune.accumulation} (accumulation) x {made.processes} (processes)"
         f" = {made.batch}",
         "samples in all": f"{tune.steps:,} steps x {made.batch} = {tune.steps * made.batch:,}",
-        "chain": f"{made.chain_steps} steps, the first {made.switch_step} from the cache, gradient through {tune.grad_steps}",
-        "guided UNet forwards": f"{made.unet_forwards} a sample ({tune.grad_steps}{again} + as many backward), "
+        "chain": f"{made.chain_steps} steps, the first {made.switch_step} {source}, gradient through {tune.grad_steps}",
+        "guided UNet forwards": f"{made.unet_forwards} a sample ({prefix}{tune.grad_steps}{again} + as many backward), "
         f"{made.unet_forwards * made.batch:,} an optimiser step",
     }
     rows |= {f"truncated by {name}": found for name, found in truncated.items()}

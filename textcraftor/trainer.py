@@ -151,14 +151,14 @@ class Trainer:
         tune, size = self.tune, self.tune.batch_size // progress.split
         rounds = tune.accumulation * progress.split
         total = size * rounds * parallel.processes()
-        step = range(progress.done * total, (progress.done + 1) * total)
+        positions = range(progress.done * total, (progress.done + 1) * total)
+        step = self.train_set.step(positions, tune.seed, self.objective.base.device)
         for i in range(rounds):
-            first = (i * parallel.processes() + parallel.rank()) * size
-            yield self.train_set.batch(step, first, size, tune.seed, self.objective.base.device)
+            yield step.batch((i * parallel.processes() + parallel.rank()) * size, size)
 
     def _halve(self, progress: Progress, console: Console) -> None:
         size = self.tune.batch_size
-        if progress.split > 1 or size % 2:
+        if progress.split > 1 or size % (2 * self.train_set.images_per_prompt):
             raise TrainingError(
                 f"Step {progress.done}: no memory for a micro batch of {size // progress.split}. Lower train.batch_size and "
                 "raise train.accumulation by the same factor, set train.decode_size, or train.gradient_checkpointing: true"

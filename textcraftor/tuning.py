@@ -17,17 +17,19 @@ from torch import Tensor, nn
 
 from textcraftor import parallel
 from textcraftor.acceleration import accelerate
-from textcraftor.artifact import base_identity, clear_aside, digest, identity, proof, write_json, written_aside
+from textcraftor.artifact import base_identity, clear_aside, digest, proof, reward_identity, write_json, written_aside
 from textcraftor.candidate import Candidate
 from textcraftor.config import Config, TrainConfig, TuneConfig
 from textcraftor.errors import ConfigError, ModelError, unknown
+from textcraftor.inline import InlineFeatures, InlinePrefixes
 from textcraftor.lora import add_lora, merged
 from textcraftor.models import Base, TunedModel, load_base, load_candidate
 from textcraftor.negative import NegativeEmbedding
 from textcraftor.objective import Objective
-from textcraftor.prepare import CURATED, LATENTS, heldout_rows, read_text_features, read_train_latents, train_rows
-from textcraftor.rewards import RewardMix, load_rewards
+from textcraftor.prepare import CURATED, LATENTS, heldout_rows, read_text_features, read_train_latents, train_table
+from textcraftor.rewards import Reward, RewardMix, load_rewards
 from textcraftor.sampler import Sampler
+from textcraftor.store import INDEX
 from textcraftor.trainer import Trainer
 from textcraftor.trainset import TrainSet
 
@@ -104,17 +106,30 @@ def _trainer(
     parts: dict[str, nn.Module],
 ) -> tuple[Trainer, dict[str, Path]]:
     """The trainer with all that `prepare` made for it, and the files it came from."""
-    prompts, _, _ = train_rows(root)
-    features = {name: read_text_features(config, root, name, prompts) for name in weights}
-    train_set = TrainSet(prompts, read_train_latents(config, root), features)
-    rewards = load_rewards(config.rewards, weights, base.device, tune.reward_dtype)
-    for reward in rewards.values():
-        reward.drop_text_tower()
     sampler = Sampler(base, config.train_chain, config.train.switch_at)
+    train_set, rewards = _data(config, tune, weights, root, sampler)
     accelerate(sampler, [base.pipe.vae, base.pipe.unet, *([tuned.unet] if tuned.unet else [])], tune)
     objective = Objective(base, sampler, RewardMix(rewards, weights), tune)
     trainer = Trainer(objective, train_set, tuned, in_one_module(parts), config.train.negative_learning_rate)
-    return trainer, {"prompts": root / CURATED / "train.parquet", "latents": root / LATENTS / "train.safetensors"}
+    return trainer, {"prompts": root / CURATED / "train.parquet", "latents": root / LATENTS / "train" / INDEX}
+
+
+def _data(
+    config: Config, tune: TuneConfig, weights: Iterable[str], root: Path, sampler: Sampler
+) -> tuple[TrainSet, dict[str, Reward]]:
+    """The train set and the rewards of a mix: from the stores, or each batch computed anew by what stays in memory."""
+    table = train_table(config, root)
+    prompts, images = table["prompt"], config.train.images_per_prompt
+    if config.prepare.mode == "inline":
+        rewards = load_rewards(config.rewards, weights, sampler.base.device, tune.reward_dtype)
+        computed = {name: InlineFeatures(reward, prompts) for name, reward in rewards.items()}
+        return TrainSet(prompts, InlinePrefixes(sampler, table), computed, images), rewards
+    stored = {name: read_text_features(config, root, name) for name in weights}
+    latents = read_train_latents(config, root)
+    rewards = load_rewards(config.rewards, weights, sampler.base.device, tune.reward_dtype)
+    for reward in rewards.values():
+        reward.drop_text_tower()
+    return TrainSet(prompts, latents, stored, images), rewards
 
 
 def _proof(config: Config, tune: TuneConfig, weights: dict[str, float], inputs: dict[str, Path]) -> dict[str, Any]:
@@ -128,7 +143,7 @@ def _proof(config: Config, tune: TuneConfig, weights: dict[str, float], inputs: 
     }
     models = {
         "base": base_identity(config.base),
-        **{name: identity(config.rewards[name].path) for name in weights},
+        **{name: reward_identity(config.rewards[name]) for name in weights},
     }
     return {**proof(sections, inputs, tune.seed), "models": models}
 

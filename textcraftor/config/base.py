@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from textcraftor.config.section import Fraction, Positive, Section
 
@@ -47,8 +47,29 @@ class SamplerConfig(Section):
 class PrepareConfig(Section):
     """The prefix cache: latents at the training switch, computed once for all mixes."""
 
+    mode: Literal["cache", "inline"] = Field(
+        "cache",
+        description="inline: nothing is stored of the train prompts; training computes each batch's prefixes and text "
+        "features itself: the UNet forwards up to the switch for each sample, worth it for one pass over very many prompts",
+    )
     batch_size: Positive = 64
+    shard_rows: Positive = Field(
+        1024, description="rows of a file of the cache, a multiple of batch_size: what is lost when it is interrupted"
+    )
+    dtype: Literal["float32", "float16"] = Field(
+        "float32", description="of the stored train latents. float16 halves the disk (32 KB a sample of SD 1.5), and rounds"
+    )
     cpu_threads: Positive | None = Field(None, description="as the run's, for this stage, which runs alone. None: the run's")
+
+    @model_validator(mode="after")
+    def _batches_fill_shards(self) -> "PrepareConfig":
+        if self.shard_rows % self.batch_size:
+            nearest = max(1, round(self.shard_rows / self.batch_size)) * self.batch_size
+            raise ValueError(
+                f"shard_rows = {self.shard_rows} is no multiple of batch_size = {self.batch_size}. Take {nearest}: "
+                "no batch may span two shards, or what is missing would change the numbers"
+            )
+        return self
 
 
 def switch_step(switch_at: float, num_inference_steps: int) -> int:

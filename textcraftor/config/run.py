@@ -77,12 +77,22 @@ class Config(Section):
                     f"{section}.grad_steps = {tune.grad_steps} is more than the {tuned_steps} steps that "
                     f"train.switch_at = {self.train.switch_at} leaves of {steps}"
                 )
+            for key, size in (("batch_size", tune.batch_size), ("decode_size", tune.decode_size)):
+                if size is not None and size % self.train.images_per_prompt:
+                    raise ValueError(
+                        f"{section}.{key} = {size} is no multiple of train.images_per_prompt = {self.train.images_per_prompt}: "
+                        "the images of a prompt belong together"
+                    )
         return self
 
     def _check_mix(self, name: str, weights: Mix) -> None:
         for reward in weights:
             if reward not in self.rewards:
                 raise ValueError(f"mix.{name}: {unknown('reward', reward, self.rewards)}")
+            if weights[reward] and self.rewards[reward].kind == "diversity" and self.train.images_per_prompt < 2:
+                raise ValueError(
+                    f"mix.{name}: {reward} compares the images of a prompt, and train.images_per_prompt is 1. Set it to 2"
+                )
         constrained = any(self.rewards[r].kind == "clip" and w > 0 for r, w in weights.items())
         if not constrained and not self.train.allow_without_clip:
             raise ValueError(

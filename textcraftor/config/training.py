@@ -79,6 +79,9 @@ class TrainConfig(TuneConfig):
         False, description="tune the unconditional input of guidance, starting as the empty prompt's embedding (ReNeg)"
     )
     negative_learning_rate: Annotated[float, Field(gt=0)] = Field(5e-3, description="of the negative embedding (ReNeg: 5e-3)")
+    images_per_prompt: Positive = Field(
+        1, description="noises of each prompt, whose images share a micro batch; the reward diversity needs two"
+    )
     num_inference_steps: Positive | None = Field(
         None, description="steps of the training chain; fewer let K of them reach further back. None: as when sampling"
     )

@@ -1,0 +1,40 @@
+"""Several processes as `torchrun` starts them, for a few lines of a test."""
+
+import os
+import signal
+import socket
+import traceback
+from collections.abc import Callable
+
+import torch
+
+from textcraftor import parallel
+
+
+def in_processes(count: int, work: Callable[[], None]) -> None:
+    """Run `work` in so many forks that find each other as torchrun's do. Raises when one of them fails or hangs.
+
+    A fork must not ask polars for what its threads do: they are the parent's.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    children = []
+    for rank in range(count):
+        child = os.fork()
+        if child == 0:
+            status = 1
+            signal.alarm(60)
+            try:
+                os.environ.update(WORLD_SIZE=str(count), RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+                os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # else it looks this machine's name up, which may take long
+                parallel.start(torch.device("cpu"))
+                work()
+                parallel.finish()
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * count
