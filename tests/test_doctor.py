@@ -7,11 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 
-from textcraftor import cli, plan
-from textcraftor.config import PROFILES, load
+from textcraftor import cli, footprint, plan
+from textcraftor.bench.meters import peak_bytes
+from textcraftor.config import PROFILES, TrainConfig, load
 from textcraftor.doctor import Finding, examine
 from textcraftor.fetch import LOCK, fetch, wanted
+from textcraftor.models import load_base
+from textcraftor.tuning import encoder_parts, in_one_module
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -103,7 +107,7 @@ def test_the_arithmetic_of_a_plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     made = plan.plan(load(ROOT / "params.yaml", {"train": {"batch_size": 3, "accumulation": 4}}), "balanced", ROOT)
     again = plan.plan(load(ROOT / "params.yaml", {"train": {"gradient_checkpointing": True}}), "balanced", ROOT)
     assert made is not None and again is not None
-    assert made.batch == 24 and made.unet_forwards == 10 and again.unet_forwards == 15  # METHOD 6
+    assert made.batch == 24 and made.work.total == 10 and again.work.total == 15  # METHOD 6
     assert again.memory["UNet activations"] / 24 == pytest.approx(made.memory["UNet activations"] / 3 / 5)
     assert made.memory["tuned copy, gradient, AdamW"] == 16 * made.trainable
     assert made.seconds(10, 1e12) == pytest.approx(10 * sum(made.flops.values()) / (1e12 * plan.EFFICIENCY))
@@ -142,3 +146,62 @@ def test_another_profile_starts_without_the_overrides_of_params(tmp_path: Path) 
     assert load(params, profile="tiny").train.steps == 7
     assert load(params, profile="sd15").train.steps == 10_000
     assert {path.stem for path in PROFILES.glob("*.yaml")} >= {"tiny", "sd15", "sd21", "sdxl"}
+
+
+@pytest.mark.parametrize(
+    ("gradient", "forwards", "graphs"),
+    [("truncated", 4 + 2, 2), ("random", 4 + 2, 2), ("one_step", 4 + 1, 1), ("stop_gradient", 4 + 2 + 2, 1)],
+)
+def test_the_work_of_each_gradient_variant_is_what_it_calls(gradient: str, forwards: int, graphs: int) -> None:
+    """K = 2 of the four steps behind the switch; tests/test_objective.py counts the calls."""
+    tune = TrainConfig(gradient=gradient, grad_steps=2)
+    work = plan.unet_work(tune, 4)
+    assert (work.total, work.graphs) == (forwards, graphs)
+    assert plan.unet_work(tune, 4, before=20).total == forwards + 20
+
+
+def test_what_bounds_memory_shows_in_the_plan() -> None:
+    def memory(**train: object) -> dict[str, float]:
+        made = plan.plan(load(ROOT / "params.yaml", {"train": {"batch_size": 8, **train}}), "balanced", ROOT)
+        assert made is not None
+        return made.memory
+
+    plain, sliced, halved = memory(), memory(decode_size=2), memory(reward_dtype="bfloat16")
+    for part in ("VAE activations", "reward activations"):
+        assert sliced[part] == plain[part] / 4
+    assert halved["reward towers"] == plain["reward towers"] / 2
+    assert memory(ema_decay=0.9)["tuned copy, gradient, AdamW"] == plain["tuned copy, gradient, AdamW"] * 20 / 16
+
+
+def test_the_trainable_parameters_of_a_plan_are_those_of_the_run() -> None:
+    run = load(ROOT / "params.yaml", {"train": {"method": "lora", "lora_rank": 3, "negative_embedding": True}})
+    made = plan.plan(run, "balanced", ROOT)
+    parts = in_one_module(encoder_parts(load_base(run.base, CPU), run.train))
+    assert made is not None
+    assert made.trainable == sum(parameter.numel() for parameter in parts.parameters() if parameter.requires_grad)
+
+
+def test_checkpointing_the_autoencoder_is_estimated_as_it_is() -> None:
+    """Bytes that a real decoder holds at most, going forward and back, with and without checkpointing by blocks."""
+    architecture = {
+        "block_out_channels": [16, 32, 32],
+        "layers_per_block": 2,
+        "norm_num_groups": 4,
+        "down_block_types": ["DownEncoderBlock2D"] * 3,
+        "up_block_types": ["UpDecoderBlock2D"] * 3,
+    }
+    cost = footprint.vae_cost(architecture, 32, torch.float32)
+    vae = AutoencoderKL.from_config(architecture).requires_grad_(False)
+    latents = torch.randn(1, 4, 32, 32)
+
+    def step() -> None:
+        leaf = latents.clone().requires_grad_()
+        vae.decode(leaf).sample.sum().backward()
+
+    plain = peak_bytes(step, CPU)
+    vae.enable_gradient_checkpointing()
+    vae.train()  # diffusers checkpoints in any mode; nothing here depends on it
+    checkpointed = peak_bytes(step, CPU)
+    assert cost.saved == pytest.approx(plain, rel=0.35)
+    assert cost.kept + cost.recomputed == pytest.approx(checkpointed, rel=0.35)
+    assert checkpointed < 0.8 * plain

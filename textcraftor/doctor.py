@@ -149,7 +149,7 @@ def _resources(config: Config, root: Path, device: torch.device) -> Iterator[Fin
         "note",
         gigabytes(made.peak),
         about=f"estimated, micro batch {made.tune.batch_size}: {told}; +10 % and 1 GB. Less: train.batch_size, "
-        "train.gradient_checkpointing",
+        "train.gradient_checkpointing, train.decode_size",
     )
     rate = matmul_rate(device, getattr(torch, config.base.dtype))
     here = _duration(made.seconds(1000, rate))
@@ -157,7 +157,7 @@ def _resources(config: Config, root: Path, device: torch.device) -> Iterator[Fin
         "time 1,000 samples",
         "note",
         here,
-        about=f"one of this device, estimated: {sum(made.flops.values()) / 1e12:.2f} TFLOP a sample ({made.unet_forwards} "
+        about=f"one of this device, estimated: {sum(made.flops.values()) / 1e12:.2f} TFLOP a sample ({made.work.total} "
         f"guided UNet forwards, prefixes cached) at {EFFICIENCY:.0%} of the {rate / 1e12:.2f} TFLOP/s that a "
         f"{config.base.dtype} matrix product reaches here. By the paper's figure (an A100, float32): "
         f"{_duration(made.seconds_on_a100(1000))}",

@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from textcraftor.config import Config, RewardConfig
+from textcraftor.lora import TARGETS
 
 TOKENS: Final = 77
 
@@ -104,6 +105,8 @@ class Cost:
 
     With gradient checkpointing by blocks, `kept` are the bytes that stay, and `recomputed` those of the largest block,
     which come back while it is passed through again; both of one sample, 0 for a module without such blocks.
+    Of a text encoder: `embedding`, the numbers it makes of one prompt, and `lora_sides`, the inputs and outputs of the layers that a low-rank
+    update would reach; times the rank, they are its size.
     """
 
     parameters: int
@@ -112,6 +115,8 @@ class Cost:
     dtype: torch.dtype
     kept: float = 0.0
     recomputed: float = 0.0
+    embedding: int = 0
+    lora_sides: int = 0
 
     @property
     def weights(self) -> float:
@@ -222,7 +227,10 @@ def text_cost(architecture: Mapping[str, Any]) -> Cost:
     with torch.device("meta"):
         encoder = kind(config)
         tokens = torch.zeros(1, config.max_position_embeddings, dtype=torch.int64)
-        return _measured(encoder, torch.float32, lambda: encoder(tokens)[0], trained=True)
+        cost = _measured(encoder, torch.float32, lambda: encoder(tokens)[0], trained=True)
+    reached = [each for name, each in encoder.named_modules() if name.rpartition(".")[2] in TARGETS]
+    sides = sum(each.in_features + each.out_features for each in reached if isinstance(each, nn.Linear))
+    return replace(cost, embedding=config.max_position_embeddings * config.hidden_size, lora_sides=sides)
 
 
 def tower_cost(architecture: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> Cost:

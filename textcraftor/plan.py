@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
-from textcraftor.config import Config, TrainConfig, switch_step
+from textcraftor.config import Config, TrainConfig, TuneConfig, switch_step
 from textcraftor.errors import ConfigError, unknown
 from textcraftor.footprint import Cost, Footprint, footprint
 from textcraftor.prepare import CURATED
@@ -23,11 +23,35 @@ from textcraftor.prepare import CURATED
 MARGIN = 1.1
 OVERHEAD = 1e9  # bytes: the device's context, its libraries' workspaces
 EFFICIENCY = 0.4
+AVERAGE_BYTES = 4  # its moving average
 TRAINED_BYTES = 16  # a float32 parameter with its gradient and AdamW's two moments
 # The paper: 2,300 A100-hours for 2.56 M samples, at 40 guided UNet forwards a sample, SD 1.5 at 512 px in float32.
 A100_SECONDS_A_FORWARD = 3.2 / 40
 SD15_PAIR_FLOPS = 1.607e12
 PLACEHOLDERS = ("a lighthouse on a cliff at dusk, oil painting", "a small red circle on a white background")
+
+
+@dataclass(frozen=True)
+class UNetWork:
+    """Guided UNet forwards of one sample, a backward pass to the inputs counted as one (METHOD section 6).
+
+    before: up to the switch, where no cache holds the prefix.  tuned: behind it.  recomputed: by checkpointing, or because
+    a step's graph is built apart.  graphs: how many steps' activations are held at a time.
+    """
+
+    before: int
+    tuned: int
+    recomputed: int
+    backward: int
+    graphs: int
+
+    @property
+    def total(self) -> int:
+        return self.before + self.tuned + self.recomputed + self.backward
+
+    def __str__(self) -> str:
+        parts = {"before the switch": self.before, "behind it": self.tuned, "recomputed": self.recomputed}
+        return " + ".join(f"{count} {what}" for what, count in {**parts, "backward": self.backward}.items() if count)
 
 
 @dataclass(frozen=True)
@@ -39,9 +63,8 @@ class Plan:
     processes: int
     chain_steps: int
     switch_step: int
-    inline: bool  # the steps before the switch are computed for each batch, not read
     trainable: int
-    unet_forwards: int  # guided ones a sample, a backward pass counted as one (METHOD: input-only backward = 1)
+    work: UNetWork
     memory: dict[str, float]
     flops: dict[str, float]
     pair_flops: float
@@ -63,7 +86,7 @@ class Plan:
 
     def seconds_on_a100(self, samples: int) -> float:
         """The same by the paper's own figure."""
-        return samples * self.unet_forwards * A100_SECONDS_A_FORWARD * self.pair_flops / SD15_PAIR_FLOPS
+        return samples * self.work.total * A100_SECONDS_A_FORWARD * self.pair_flops / SD15_PAIR_FLOPS
 
 
 def plan(config: Config, mix: str, root: Path) -> Plan | None:
@@ -76,26 +99,26 @@ def plan(config: Config, mix: str, root: Path) -> Plan | None:
 
 
 def _plan(config: Config, mix: str, costs: Footprint) -> Plan:
-    tune, batch = config.train, config.train.batch_size
-    checkpointing = tune.gradient_checkpointing
-    trainable = sum(costs.text_encoders[name].parameters for name in tune.encoders if name in costs.text_encoders)
+    tune = config.train
     chain = config.train_chain.num_inference_steps
-    before = switch_step(tune.switch_at, chain) if config.prepare.mode == "inline" else 0
-    forwards = before + tune.grad_steps * (3 if checkpointing else 2)
+    switch = switch_step(tune.switch_at, chain)
+    work = unet_work(tune, chain - switch, switch if config.prepare.mode == "inline" else 0)
+    trainable = _trainable(tune, costs)
     towers = costs.towers.values()
+    at_once = tune.decode_size or tune.batch_size
     memory = {
         "frozen UNet, VAE, text encoders": costs.unet.weights
         + costs.vae.weights
         + sum(encoder.weights for encoder in costs.text_encoders.values()),
         "reward towers": sum(tower.weights for tower in towers),
-        "tuned copy, gradient, AdamW": float(TRAINED_BYTES * trainable),
-        "UNet activations": costs.unet.saved * batch * (1 if checkpointing else tune.grad_steps),
-        "VAE activations": vae_activations(config, costs.vae),
-        "reward activations": sum(tower.saved for tower in towers) * batch,
-        "text encoder activations": sum(encoder.saved for encoder in costs.text_encoders.values()) * (batch + 1),
+        "tuned copy, gradient, AdamW": float((TRAINED_BYTES + (AVERAGE_BYTES if tune.ema_decay else 0)) * trainable),
+        "UNet activations": costs.unet.saved * tune.batch_size * work.graphs,
+        "VAE activations": _vae_activations(config, costs.vae, at_once),
+        "reward activations": sum(tower.saved for tower in towers) * at_once,
+        "text encoder activations": sum(encoder.saved for encoder in costs.text_encoders.values()) * (tune.batch_size + 1),
     }
     flops = {
-        "UNet": costs.unet.flops * forwards,
+        "UNet": costs.unet.flops * work.total,
         "VAE": costs.vae.flops * (3 if config.base.vae_gradient_checkpointing else 2),
         "rewards": sum(tower.flops for tower in towers) * 2,
         "text encoder": sum(encoder.flops for encoder in costs.text_encoders.values()) * 6,
@@ -105,10 +128,9 @@ def _plan(config: Config, mix: str, costs: Footprint) -> Plan:
         tune=tune,
         processes=int(os.environ.get("WORLD_SIZE", "1")),
         chain_steps=chain,
-        switch_step=switch_step(tune.switch_at, chain),
-        inline=config.prepare.mode == "inline",
+        switch_step=switch,
         trainable=trainable,
-        unet_forwards=forwards,
+        work=work,
         memory=memory,
         flops=flops,
         pair_flops=costs.unet.flops,
@@ -116,28 +138,51 @@ def _plan(config: Config, mix: str, costs: Footprint) -> Plan:
     )
 
 
-def vae_activations(config: Config, vae: Cost) -> float:
-    """Bytes kept of decoding one micro batch; recomputing, a block at a time, of one image where the VAE slices."""
-    batch = config.train.batch_size
+def unet_work(tune: TuneConfig, tuned_steps: int, before: int = 0) -> UNetWork:
+    """Of the gradient variants (METHOD section 5). tuned_steps: behind the switch; before: those that no cache holds.
+
+    `random` and `one_step` draw how many steps they take; this is the most.
+    """
+    k = tune.grad_steps
+    if tune.gradient == "one_step":
+        return UNetWork(before, tuned_steps, recomputed=0, backward=1, graphs=1)
+    if tune.gradient == "stop_gradient":
+        return UNetWork(before, tuned_steps, recomputed=k, backward=k, graphs=1)
+    again = tune.gradient_checkpointing
+    return UNetWork(before, tuned_steps, recomputed=k if again else 0, backward=k, graphs=1 if again else k)
+
+
+def _trainable(tune: TrainConfig, costs: Footprint) -> int:
+    """Numbers that are trained; 0 of an encoder that this base lacks, which is refused when it is loaded."""
+    encoders = [costs.text_encoders[name] for name in tune.encoders if name in costs.text_encoders]
+    # SDXL's UNet reads what its two encoders make side by side.
+    negative = sum(encoder.embedding for encoder in costs.text_encoders.values()) if tune.negative_embedding else 0
+    if tune.method == "lora":
+        return negative + sum(tune.lora_rank * encoder.lora_sides for encoder in encoders)
+    return negative + sum(encoder.parameters for encoder in encoders)
+
+
+def _vae_activations(config: Config, vae: Cost, images: int) -> float:
+    """Bytes kept of decoding so many images; recomputing, a block at a time, of one image where the VAE slices."""
     if not config.base.vae_gradient_checkpointing:
-        return vae.saved * batch
-    return vae.kept * batch + vae.recomputed * (1 if config.base.vae_slicing else batch)
+        return vae.saved * images
+    return vae.kept * images + vae.recomputed * (1 if config.base.vae_slicing else images)
 
 
 def table(made: Plan, truncated: dict[str, str], device: torch.device) -> Table:
     """The plan as a table. truncated: tokenizer -> how many prompts it cuts."""
     tune = made.tune
     shown = Table(title=f"train --mix {made.mix}: the plan", show_header=False, title_justify="left")
-    again = " + as many recomputed" if tune.gradient_checkpointing else ""
-    source, prefix = ("for each batch anew", f"{made.switch_step} + ") if made.inline else ("from the cache", "")
+    source = "for each batch anew" if made.work.before else "from the cache"
+    variant = "" if tune.gradient == "truncated" else f" ({tune.gradient})"
     rows = {
         "trainable parameters": f"{made.trainable:,}",
         "batch": f"{tune.batch_size} (micro) x {tune.accumulation} (accumulation) x {made.processes} (processes)"
         f" = {made.batch}",
         "samples in all": f"{tune.steps:,} steps x {made.batch} = {tune.steps * made.batch:,}",
-        "chain": f"{made.chain_steps} steps, the first {made.switch_step} {source}, gradient through {tune.grad_steps}",
-        "guided UNet forwards": f"{made.unet_forwards} a sample ({prefix}{tune.grad_steps}{again} + as many backward), "
-        f"{made.unet_forwards * made.batch:,} an optimiser step",
+        "chain": f"{made.chain_steps} steps, the first {made.switch_step} {source}, gradient through "
+        f"{tune.grad_steps}{variant}",
+        "guided UNet forwards": f"{made.work.total} a sample ({made.work}), {made.work.total * made.batch:,} an optimiser step",
     }
     rows |= {f"truncated by {name}": found for name, found in truncated.items()}
     rows |= {f"memory: {part}": gigabytes(size) for part, size in made.memory.items()}
