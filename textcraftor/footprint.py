@@ -105,8 +105,8 @@ class Cost:
 
     With gradient checkpointing by blocks, `kept` are the bytes that stay, and `recomputed` those of the largest block,
     which come back while it is passed through again; both of one sample, 0 for a module without such blocks.
-    Of a text encoder: `embedding`, the numbers it makes of one prompt, and `lora_sides`, the inputs and outputs of the layers that a low-rank
-    update would reach; times the rank, they are its size.
+    Of a text encoder: `embedding`, the numbers it makes of one prompt, and `lora_sides`, the inputs and outputs of the
+    layers that a low-rank update would reach; times the rank, they are its size.
     """
 
     parameters: int
