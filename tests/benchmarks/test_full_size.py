@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import full_size_step
-from benchmarks.full_size_models import tokenizer, write_all
+from textcraftor.bench.random_weights import tokenizer, write_all
 from textcraftor.config import BaseConfig, ChainConfig, TuneConfig
 from textcraftor.models import TunedModel, load_base
 from textcraftor.objective import Objective
