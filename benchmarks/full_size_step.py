@@ -4,10 +4,7 @@
     python -m benchmarks.full_size_step FOLDER > docs/full-size.md
 
 The paper's set-up for one prompt: DDIM, 25 steps, guidance 7.5, gradient through the last 5; PickScore, HPSv2, aesthetic
-and CLIP in the mix. To fit 24 GB the step is taken in slices: each reward leaves its gradient at the image and frees its
-graph before the next one looks, then the autoencoder takes the gradient to the latents, then the chain to the text
-encoder. The sum is the gradient of the whole loss (tests/benchmarks/test_full_size.py compares it with the trainer's own
-at small size).
+and CLIP in the mix. The step is training's own (`Objective.backward`), with gradient checkpointing in UNet and autoencoder.
 """
 
 import argparse
@@ -18,16 +15,17 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from textcraftor.bench.random_weights import reward_configs
-from textcraftor.config import BaseConfig, ChainConfig
-from textcraftor.models import Base, TunedModel, load_base
-from textcraftor.rewards import Reward, load_reward
+from textcraftor.config import BaseConfig, ChainConfig, TuneConfig
+from textcraftor.models import TunedModel, load_base
+from textcraftor.objective import Objective
+from textcraftor.rewards import Reward, RewardMix, load_reward
 from textcraftor.sampler import Sampler
+from textcraftor.trainset import Batch
 
 PROMPT = "a lighthouse on a cliff at dusk, oil painting"
 MIX = {"pickscore": 1.0, "hpsv2": 100.0, "aesthetic": 1.0, "clip": 100.0}  # the paper's weights
@@ -69,45 +67,10 @@ def load_rewards(folder: Path, dtype: torch.dtype, ledger: Ledger) -> tuple[dict
     rewards, features = {}, {}
     for name, config in reward_configs(folder).items():
         with ledger.part(f"load {name}, encode the prompt, drop its text tower"):
-            rewards[name] = load_reward(name, config, dtype=dtype)
+            rewards[name] = load_reward(name, config, dtype=str(dtype).removeprefix("torch."))
             features[name] = rewards[name].text_features([PROMPT])
             rewards[name].drop_text_tower()
     return rewards, features
-
-
-def gradient_in_slices(
-    base: Base,
-    sampler: Sampler,
-    encoder: Any,
-    prefix: Tensor,
-    rewards: dict[str, Reward],
-    features: dict[str, Tensor],
-    grad_steps: int,
-    ledger: Ledger,
-) -> dict[str, float]:
-    """Leave the gradient of -sum weight * reward in `encoder`; returns each reward.
-
-    prefix: (1, C, h, w), the latents at the switch.
-    """
-    with ledger.part("text encoder"):
-        conditioning = base.conditioning([PROMPT], TunedModel(encoder))
-    with ledger.part(f"last {grad_steps} denoising steps, forward"):
-        latents = sampler.finish(prefix, conditioning, grad_steps=grad_steps, gradient_checkpointing=True)
-    cut = latents.detach().requires_grad_()
-    with ledger.part("autoencoder, forward"):
-        images = sampler.decode(cut)
-    seen = images.detach().requires_grad_()
-    values = {}
-    for name, reward in rewards.items():
-        with ledger.part(f"{name}, forward and backward to the image"):
-            score = reward.score(seen, features[name])
-            (-MIX[name] * score.mean()).backward()
-            values[name] = float(score.detach().mean())
-    with ledger.part("autoencoder, backward"):
-        images.backward(seen.grad)
-    with ledger.part(f"last {grad_steps} denoising steps and text encoder, backward"):
-        latents.backward(cut.grad)
-    return values
 
 
 def run(folder: Path, dtype: torch.dtype, steps: int = 25, grad_steps: int = 5) -> tuple[Ledger, str]:
@@ -115,14 +78,17 @@ def run(folder: Path, dtype: torch.dtype, steps: int = 25, grad_steps: int = 5) 
     ledger = Ledger()
     with ledger.part("load Stable Diffusion 1.5, copy the text encoder"):
         size = 64 if (folder / "clip/open_clip_model.safetensors").stat().st_size < GIB else 512
-        base = load_base(BaseConfig(path=str(folder / "base"), resolution=size), torch.device("cpu"))
-        base.pipe.vae.enable_gradient_checkpointing()
+        config = BaseConfig(path=str(folder / "base"), resolution=size, vae_gradient_checkpointing=True)
+        base = load_base(config, torch.device("cpu"))
         encoder = copy.deepcopy(base.text_encoder).float().requires_grad_(True)
         sampler = Sampler(base, ChainConfig(num_inference_steps=steps), 1 - grad_steps / steps)
     rewards, features = load_rewards(folder, dtype, ledger)
     with ledger.part(f"prefix: the first {steps - grad_steps} denoising steps (cached in a real run)"):
         prefix = sampler.prefix([PROMPT], [0])
-    values = gradient_in_slices(base, sampler, encoder, prefix, rewards, features, grad_steps, ledger)
+    tune = TuneConfig(grad_steps=grad_steps, gradient_checkpointing=True)
+    objective = Objective(base, sampler, RewardMix(rewards, MIX), tune)
+    with ledger.part(f"the gradient: {grad_steps} denoising steps, autoencoder, rewards, and back to the text encoder"):
+        values = objective.backward(Batch([PROMPT], prefix, features), TunedModel(encoder), 0)
     with ledger.part("AdamW"):
         optimizer = torch.optim.AdamW(encoder.parameters(), lr=1e-6, weight_decay=1e-2)
         norm = float(torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0))
@@ -130,7 +96,7 @@ def run(folder: Path, dtype: torch.dtype, steps: int = 25, grad_steps: int = 5) 
     frozen = [*base.pipe.unet.parameters(), *base.pipe.vae.parameters(), *base.text_encoder.parameters()]
     frozen += [parameter for reward in rewards.values() for parameter in reward.parameters()]
     assert all(parameter.grad is None for parameter in frozen)
-    scores = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+    scores = ", ".join(f"{name} {values[name]:.4f}" for name in MIX)
     sizes = {
         "UNet": base.pipe.unet,
         "text encoder": encoder,

@@ -105,7 +105,7 @@ class Redness(Reward):
     resolution = 32
 
     def __init__(self, name: str = "redness", config: RewardConfig | None = None, dtype: torch.dtype = torch.float32):
-        super().__init__(name, config or RewardConfig(kind="redness"), "1")
+        super().__init__(name, config or RewardConfig(kind="redness", version="1"), dtype)
         self.scale = nn.Parameter(torch.ones(()), requires_grad=False)
 
     def text_features(self, prompts: list[str]) -> Tensor:

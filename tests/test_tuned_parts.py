@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from textcraftor import tuning
 from textcraftor.candidate import Candidate
 from textcraftor.config import Config, TrainConfig, TuneConfig
 from textcraftor.errors import ModelError
@@ -15,6 +16,7 @@ from textcraftor.lora import add_lora, merged
 from textcraftor.models import Base, TunedModel, load_base, load_candidate
 from textcraftor.negative import NegativeEmbedding
 from textcraftor.prepare import prepare
+from textcraftor.rewards import load_rewards
 from textcraftor.sampler import Sampler
 from textcraftor.tuning import train_text_encoder, train_unet
 
@@ -124,3 +126,12 @@ def test_a_negative_embedding_that_does_not_fit_is_refused(base: Base, tmp_path:
 def test_something_must_be_tuned() -> None:
     with pytest.raises(ValueError, match=r"nothing is tuned"):
         TrainConfig(encoders=())
+
+
+def test_rewards_train_in_the_dtype_asked_for(run: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[dict[str, Any]] = []
+    monkeypatch.setattr(tuning, "load_rewards", lambda *arguments: loaded.append(load_rewards(*arguments)) or loaded[-1])
+    prepare(run, tmp_path, CPU)
+    train_text_encoder(settings(run, reward_dtype="bfloat16"), "redder", tmp_path, CPU)
+    train_text_encoder(run, "redder", tmp_path, CPU)
+    assert [{reward.dtype for reward in each.values()} for each in loaded] == [{torch.bfloat16}, {torch.float32}]

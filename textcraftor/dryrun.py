@@ -53,7 +53,7 @@ def one_batch(config: Config, mix: str, root: Path, device: torch.device) -> str
     base = load_base(config.base, device)
     parts = encoder_parts(base, tune)
     module = in_one_module(parts)
-    rewards = load_rewards(config.rewards, weights, device)
+    rewards = load_rewards(config.rewards, weights, device, tune.reward_dtype)
     features = {name: reward.text_features(prompts) for name, reward in rewards.items()}
     for reward in rewards.values():
         reward.drop_text_tower()

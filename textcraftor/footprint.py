@@ -141,7 +141,7 @@ def footprint(config: Config, root: Path, rewards: list[str]) -> Footprint | Non
     dtype: torch.dtype = getattr(torch, config.base.dtype)
     towers = {name: tower_architecture(config.rewards[name], root) for name in rewards}
     known = {
-        name: tower_cost(arch, getattr(torch, config.rewards[name].dtype or "float32"))
+        name: tower_cost(arch, getattr(torch, config.train.reward_dtype or config.rewards[name].dtype or "float32"))
         for name, arch in towers.items()
         if arch is not None
     }

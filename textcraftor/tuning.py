@@ -26,7 +26,7 @@ from textcraftor.models import Base, TunedModel, load_base, load_candidate
 from textcraftor.negative import NegativeEmbedding
 from textcraftor.objective import Objective
 from textcraftor.prepare import CURATED, LATENTS, heldout_rows, read_text_features, read_train_latents, train_rows
-from textcraftor.rewards import RewardMix, load_reward
+from textcraftor.rewards import RewardMix, load_rewards
 from textcraftor.sampler import Sampler
 from textcraftor.trainer import Trainer
 from textcraftor.trainset import TrainSet
@@ -107,7 +107,7 @@ def _trainer(
     prompts, _, _ = train_rows(root)
     features = {name: read_text_features(config, root, name, prompts) for name in weights}
     train_set = TrainSet(prompts, read_train_latents(config, root), features)
-    rewards = {name: load_reward(name, config.rewards[name], base.device) for name in weights}
+    rewards = load_rewards(config.rewards, weights, base.device, tune.reward_dtype)
     for reward in rewards.values():
         reward.drop_text_tower()
     sampler = Sampler(base, config.train_chain, config.train.switch_at)

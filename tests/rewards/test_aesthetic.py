@@ -59,7 +59,7 @@ def test_no_prompt_is_read(reward, images, prompts):
 
 def test_head_is_not_rounded_with_the_tower(aesthetic_folder, reward):
     config = RewardConfig(kind="aesthetic", path=str(aesthetic_folder))
-    low = load_reward("aesthetic", config, dtype=torch.bfloat16)
+    low = load_reward("aesthetic", config, dtype="bfloat16")
     assert torch.equal(low.weight, reward.weight)
     assert {p.dtype for p in low.parameters()} == {torch.bfloat16}
 

@@ -62,7 +62,7 @@ def test_the_towers_dtype_is_the_profiles_unless_said_otherwise():
     assert load_reward("mine", RewardConfig(kind="vivid")).dtype == torch.float32
     low = RewardConfig(kind="vivid", dtype="bfloat16")
     assert load_reward("mine", low).dtype == torch.bfloat16
-    assert load_reward("mine", low, dtype=torch.float32).dtype == torch.float32
+    assert load_reward("mine", low, dtype="float32").dtype == torch.float32
 
 
 @pytest.mark.parametrize(

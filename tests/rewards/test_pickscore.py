@@ -57,14 +57,14 @@ def test_text_features_do_not_depend_on_the_batch(reward, prompts):
 
 def test_scale_is_exact_in_half_precision(pickscore_folder):
     config = RewardConfig(kind="pickscore", path=str(pickscore_folder))
-    reward = load_reward("pickscore", config, dtype=torch.bfloat16)
+    reward = load_reward("pickscore", config, dtype="bfloat16")
     assert reward.scale == pytest.approx(99.484, abs=1e-3)
     assert reward.range == (-reward.scale, reward.scale)
 
 
 def test_low_precision_towers_give_float32_scores_near_the_full_ones(reward, pickscore_folder, images, prompts):
     config = RewardConfig(kind="pickscore", path=str(pickscore_folder))
-    low = load_reward("pickscore", config, dtype=torch.bfloat16)
+    low = load_reward("pickscore", config, dtype="bfloat16")
     score = low.score(images, low.text_features(prompts))
     assert score.dtype == torch.float32
     torch.testing.assert_close(score, reward.score(images, reward.text_features(prompts)), rtol=0, atol=2.0)

@@ -16,7 +16,7 @@ from textcraftor.config import Config, TuneConfig
 from textcraftor.errors import ConfigError, unknown
 from textcraftor.models import Base, TunedModel, load_base
 from textcraftor.objective import Objective
-from textcraftor.rewards import Reward, RewardMix, load_reward
+from textcraftor.rewards import Reward, RewardMix, load_rewards
 from textcraftor.sampler import Sampler
 from textcraftor.tiny.language import sample_prompts
 from textcraftor.trainset import Batch
@@ -39,7 +39,7 @@ class Contest:
             raise ConfigError(f"--micro-batch {micro_batch} does not divide train.batch_size = {self.size}")
         self.weights = {name: weight for name, weight in config.mix[mix].items() if weight}
         self.base: Base = load_base(config.base, device)
-        self.rewards: dict[str, Reward] = {name: load_reward(name, config.rewards[name], device) for name in self.weights}
+        self.rewards: dict[str, Reward] = load_rewards(config.rewards, self.weights, device, self.tune.reward_dtype)
         self.encoder = self.base.trainable("text_encoder")
         self.prompts = sample_prompts(self.size, 0, 0.6)
         chain = config.train_chain

@@ -26,6 +26,10 @@ class TuneConfig(Section):
     decode_size: Positive | None = Field(
         None, description="images decoded and scored at a time, which bounds that part's memory. None: the micro batch"
     )
+    reward_dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        None,
+        description="the rewards' towers compute in it in training, scores stay float32; judges never do. None: as each says",
+    )
     learning_rate: Annotated[float, Field(gt=0)] = 1e-6
     warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="steps over which the learning rate rises from 0")
     decay: Literal["constant", "linear", "cosine"] = Field(

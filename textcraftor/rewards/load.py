@@ -26,14 +26,12 @@ KINDS = {
 }
 
 
-def load_reward(
-    name: str, config: RewardConfig, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
-) -> Reward:
+def load_reward(name: str, config: RewardConfig, device: torch.device | str = "cpu", dtype: str | None = None) -> Reward:
     """The reward `name`, frozen, in eval mode, on `device`; its towers compute in `dtype`, by default config.dtype's.
 
     Raises RewardError for an unknown kind, ModelError for weights that are missing or do not fit.
     """
-    reward = _class_of(config.kind)(name, config, dtype or getattr(torch, config.dtype or "float32"))
+    reward = _class_of(config.kind)(name, config, getattr(torch, dtype or config.dtype or "float32"))
     return reward.requires_grad_(False).eval().to(device)
 
 
@@ -41,7 +39,7 @@ def load_rewards(
     configs: Mapping[str, RewardConfig],
     names: Iterable[str],
     device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: str | None = None,
 ) -> dict[str, Reward]:
     """The rewards called `names`, each once.
 
