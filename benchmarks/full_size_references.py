@@ -1,6 +1,6 @@
 """Each reward at full size against its own library's computation, on the same random weights and images.
 
-    python -m benchmarks.full_size_models FOLDER
+    python -m textcraftor.bench.random_weights FOLDER
     python -m benchmarks.full_size_references FOLDER [--head sac+logos+ava1-l14-linearMSE.pth]
 
 Prints the table of docs/rewards.md. The gradient is compared with a central difference along its own direction; the
@@ -82,7 +82,7 @@ def row(what: str, config: RewardConfig, reference: Reference, images: Tensor) -
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("folder", type=Path, help="written by benchmarks.full_size_models")
+    arguments.add_argument("folder", type=Path, help="written by textcraftor.bench.random_weights")
     arguments.add_argument("--head", type=Path, help="LAION's published linear stack; random without")
     given = arguments.parse_args()
     folder: Path = given.folder

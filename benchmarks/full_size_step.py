@@ -1,6 +1,6 @@
 """One training step of Stable Diffusion 1.5 at full size on a CPU, with random weights: does it fit, and what costs what?
 
-    python -m benchmarks.full_size_models FOLDER
+    python -m textcraftor.bench.random_weights FOLDER
     python -m benchmarks.full_size_step FOLDER > docs/full-size.md
 
 The paper's set-up for one prompt: DDIM, 25 steps, guidance 7.5, gradient through the last 5; PickScore, HPSv2, aesthetic
@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from textcraftor.config import BaseConfig, ChainConfig, RewardConfig, TuneConfig
+from textcraftor.bench.random_weights import reward_configs
+from textcraftor.config import BaseConfig, ChainConfig, TuneConfig
 from textcraftor.models import TunedModel, load_base
 from textcraftor.objective import Objective
 from textcraftor.rewards import Reward, RewardMix, load_reward
@@ -59,16 +60,6 @@ def peak_memory() -> float:
     """Peak resident memory since the last reset, GiB."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(status["VmHWM"].split()[0]) * 1024 / GIB
-
-
-def reward_configs(folder: Path) -> dict[str, RewardConfig]:
-    published = folder / "hpsv2/HPS_v2.1_compressed.pt"
-    return {
-        "pickscore": RewardConfig(kind="pickscore", path=str(folder / "pickscore")),
-        "hpsv2": RewardConfig(kind="hpsv2", path=str(published if published.exists() else folder / "hpsv2"), version="2.1"),
-        "aesthetic": RewardConfig(kind="aesthetic", path=str(folder / "aesthetic")),
-        "clip": RewardConfig(kind="clip", path=str(folder / "clip")),
-    }
 
 
 def load_rewards(folder: Path, dtype: torch.dtype, ledger: Ledger) -> tuple[dict[str, Reward], dict[str, Tensor]]:
@@ -139,7 +130,7 @@ worked {sum(row[2] for row in ledger.rows):.0f} (all threads together).**
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("folder", type=Path, help="written by benchmarks.full_size_models")
+    arguments.add_argument("folder", type=Path, help="written by textcraftor.bench.random_weights")
     arguments.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="of the reward towers")
     given = arguments.parse_args()
     dtype = getattr(torch, given.dtype)

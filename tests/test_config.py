@@ -99,3 +99,13 @@ def test_every_profile_resolves(params: Path) -> None:
     for path in config.PROFILES.glob("*.yaml"):
         params.write_text(yaml.safe_dump({"profile": path.stem}))
         assert config.load(params).profile == path.stem
+
+
+def test_settings_of_a_command_line() -> None:
+    assert config.parsed(["train.steps=3", "train.compile=true", "mixes=[a, b]"]) == {
+        "train": {"steps": 3, "compile": True},
+        "mixes": ["a", "b"],
+    }
+    for wrong in ("train.steps", "=3", "a=[1"):
+        with pytest.raises(ConfigError, match=r"KEY=VALUE|not YAML"):
+            config.parsed([wrong])

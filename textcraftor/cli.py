@@ -26,6 +26,7 @@ Profile = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
 ROOT = Path()
 PARAMS = Path("params.yaml")
+RANDOM_WEIGHTS = Path(".textcraftor/random-weights")
 
 
 @app.command()
@@ -202,26 +203,34 @@ def _bench() -> None:
 
 @bench.command("train")
 def bench_train(
-    mix: Annotated[str, typer.Option(help="A mix of the profile.")] = "balanced",
+    mix: Annotated[str | None, typer.Option(help="A mix of the profile; its first without.")] = None,
     profile: Profile = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds in which all take turns.")] = 5,
     micro_batch: Annotated[int | None, typer.Option(min=1, help="Of our step; it bounds its memory.")] = None,
-    decode_size: Annotated[int | None, typer.Option(min=1, help="Images that ours decodes and scores at a time.")] = None,
-    channels_last: Annotated[bool, typer.Option("--channels-last", help="Ours in that memory format.")] = False,
-    compiled: Annotated[bool, typer.Option("--compile", help="Ours with torch.compile: minutes more.")] = False,
-    activation_budget: Annotated[float, typer.Option(help="With --compile: the share of activations kept.")] = 1.0,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE over the profile, such as train.decode_size=4.")
+    ] = None,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="Of full size, written once (12 GB); no download. Profile sd15.")
+    ] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="On the CPU; all cores without.")] = None,
     params: Params = PARAMS,
     device: Device = "auto",
 ) -> None:
     """Our training step against a plain loop with the published code's semantics: speed, memory, gradient."""
-    run = configuration.load(params, profile=profile)
+    run = configuration.load(params, configuration.parsed(settings or ()), profile)
     from textcraftor.bench import bench_training
     from textcraftor.models import choose_device
 
-    faster = {"channels_last": channels_last, "compile": compiled, "activation_budget": activation_budget}
-    found = bench_training(run, mix, choose_device(device, threads), repeats, micro_batch, decode_size, faster)
+    if random_weights:
+        from textcraftor.bench.random_weights import with_random_weights, write_all
+
+        run = with_random_weights(run, RANDOM_WEIGHTS)
+        write_all(RANDOM_WEIGHTS)
+    else:
+        _require_downloads(run)
+    found = bench_training(run, mix or run.mixes[0], choose_device(device, threads), repeats, micro_batch)
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import full_size_step
-from benchmarks.full_size_models import tokenizer, write_all
+from textcraftor.bench.random_weights import tokenizer, write_all
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 Same weights, prompts and noise. The gradients are compared first: speed counts only where they agree.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from textcraftor.tiny.language import sample_prompts
 from textcraftor.trainset import Batch
 
 TURNS = ("reference", "cached", "inline")
+SETTINGS = ("grad_steps", "decode_size", "gradient_checkpointing", "channels_last", "compile", "activation_budget")
 
 
 class Contest:
@@ -109,19 +110,16 @@ def bench_training(
     device: torch.device,
     repeats: int = 5,
     micro_batch: int | None = None,
-    decode_size: int | None = None,
-    faster: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Ratios of our training step to the published code's, and what they are made of.
 
     micro_batch: samples of ours that hold a graph at a time; the reference takes `train.batch_size` at once.
-    faster: `channels_last`, `compile`, `activation_budget` of `TuneConfig`, for ours alone.
+    What `train` says of memory and speed (decode_size, gradient_checkpointing, channels_last, compile) is for ours alone.
     Speeds are of the best of `repeats` rounds in which all take turns. `processor_ratio` compares processor seconds on
     the CPU: it says the same on a quiet machine, and still says something on a busy one.
     """
-    tune: TuneConfig = config.train
-    train = tune.model_copy(update={"decode_size": decode_size or tune.decode_size, **(faster or {})})
-    contest = Contest(config.model_copy(update={"train": train}), mix, micro_batch, device)
+    train: TuneConfig = config.train
+    contest = Contest(config, mix, micro_batch, device)
     gradients, work, peaks = {}, {}, {}
     for name in TURNS:
         step = contest.turn(name)
@@ -165,8 +163,7 @@ def bench_training(
             "dtype": config.base.dtype,
             "batch_size": contest.size,
             "micro_batch": contest.micro_batch,
-            "decode_size": train.decode_size,
-            **{name: getattr(train, name) for name in ("channels_last", "compile", "activation_budget")},
+            **{name: getattr(train, name) for name in SETTINGS},
             "repeats": repeats,
         },
     }

@@ -8,7 +8,7 @@ carries the sections that made it. Fractions of the chain (`switch_at`) hold for
 from textcraftor.config.base import BaseConfig, ChainConfig, PrepareConfig, SamplerConfig, switch_step
 from textcraftor.config.downloads import Download
 from textcraftor.config.judging import MATRIX, EvaluateConfig, GateConfig, GateRule, RegistryConfig
-from textcraftor.config.profiles import PROFILES, load, merge, resolved_yaml
+from textcraftor.config.profiles import PROFILES, load, merge, parsed, resolved_yaml
 from textcraftor.config.prompts import FileSource, PromptsConfig, PromptSource, SceneSource
 from textcraftor.config.rewards import Mix, RewardConfig
 from textcraftor.config.run import Config
@@ -42,6 +42,7 @@ __all__ = [
     "TuneConfig",
     "load",
     "merge",
+    "parsed",
     "resolved_yaml",
     "switch_step",
 ]

@@ -1,6 +1,6 @@
 """The only reader of YAML: a profile, overlaid by params.yaml, becomes a run or one line on what is wrong."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,26 @@ def load(params: Path | str = "params.yaml", overrides: Mapping[str, Any] | None
         return Config.model_validate({**merge(_read(known[profile]), chosen), "profile": profile})
     except ValidationError as error:
         raise ConfigError(_one_line(error)) from None
+
+
+def parsed(settings: Iterable[str]) -> dict[str, Any]:
+    """KEY=VALUE on a command line as overrides for `load`; the key has dots, the value is YAML.
+
+    Raises ConfigError for what is no such pair.
+    """
+    overrides: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not (key and equals):
+            raise ConfigError(f"{setting!r} is no KEY=VALUE. For instance: train.decode_size=4")
+        try:
+            nested: Any = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{setting!r}: the value is not YAML: {' '.join(str(error).split())}") from None
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        overrides = merge(overrides, nested)
+    return overrides
 
 
 def resolved_yaml(config: Section) -> str:

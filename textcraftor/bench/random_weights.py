@@ -1,7 +1,7 @@
 """Checkpoints of the published architectures and file formats, with random weights: what no hub is needed for.
 
-    python -m benchmarks.full_size_models FOLDER            # 12 GB
-    python -m benchmarks.full_size_models FOLDER --small    # the same layout in a few MB, for the tests
+    python -m textcraftor.bench.random_weights FOLDER            # 12 GB
+    python -m textcraftor.bench.random_weights FOLDER --small    # the same layout in a few MB, for the tests
 
 FOLDER/base: Stable Diffusion 1.5 as a diffusers folder, fp32.  FOLDER/pickscore: transformers CLIPModel ViT-H/14.
 FOLDER/hpsv2: HPS_v2.1_compressed.pt, an open_clip ViT-H-14 (small: an open_clip folder, since a bare .pt always means
@@ -30,6 +30,9 @@ from transformers import (
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
 )
+
+from textcraftor.config import Config, RewardConfig
+from textcraftor.errors import ConfigError
 
 VOCABULARY = 49408  # CLIP's own
 HEAD = ((768, 1024), (1024, 128), (128, 64), (64, 16), (16, 1))
@@ -127,7 +130,7 @@ def write_aesthetic(folder: Path, small: bool = False) -> None:
         vision |= {**SMALL_TOWER, "image_size": 32, "patch_size": 8}
     config = CLIPVisionConfig(projection_dim=768, hidden_act="quick_gelu", **vision)
     CLIPVisionModelWithProjection(config).half().save_pretrained(folder)
-    layers = {}
+    layers: dict[str, torch.Tensor] = {}
     for index, (fan_in, fan_out) in zip((0, 2, 4, 6, 7), HEAD, strict=True):
         linear = nn.Linear(fan_in, fan_out)
         layers |= {f"layers.{index}.weight": linear.weight.detach(), f"layers.{index}.bias": linear.bias.detach()}
@@ -162,6 +165,33 @@ def write_all(folder: Path, small: bool = False) -> None:
     for name, write in WRITERS.items():
         if not (folder / name).is_dir():
             write(folder / name, small)
+
+
+def reward_configs(folder: Path) -> dict[str, RewardConfig]:
+    """The rewards that were written to `folder`, by kind."""
+    published = folder / "hpsv2/HPS_v2.1_compressed.pt"
+    return {
+        "pickscore": RewardConfig(kind="pickscore", path=str(folder / "pickscore")),
+        "hpsv2": RewardConfig(kind="hpsv2", path=str(published if published.exists() else folder / "hpsv2"), version="2.1"),
+        "aesthetic": RewardConfig(kind="aesthetic", path=str(folder / "aesthetic")),
+        "clip": RewardConfig(kind="clip", path=str(folder / "clip")),
+    }
+
+
+def with_random_weights(config: Config, folder: Path) -> Config:
+    """The run on the weights in `folder`: its base, and its rewards of the kinds that are there.
+
+    Raises ConfigError for another base than Stable Diffusion 1.5's, whose architecture is all that is written.
+    """
+    if config.profile != "sd15":
+        raise ConfigError(f"Random weights are made for profile sd15 alone, got {config.profile}. Add --profile sd15")
+    found = reward_configs(folder)
+    rewards = {
+        name: found[reward.kind].model_copy(update={"dtype": reward.dtype}) if reward.kind in found else reward
+        for name, reward in config.rewards.items()
+    }
+    base = config.base.model_copy(update={"path": str(folder / "base")})
+    return config.model_copy(update={"base": base, "rewards": rewards})
 
 
 if __name__ == "__main__":
