@@ -1,9 +1,5 @@
 """Two processes are one with twice the micro batch."""
 
-import os
-import socket
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,34 +13,10 @@ from textcraftor.preemption import Notice
 from textcraftor.trainer import FINE
 
 from .conftest import Redness
+from .processes import in_processes
 from .test_trainer import SETTINGS, Rivalry, gradient, new_trainer, watched, weights
 
 CPU = torch.device("cpu")
-
-
-def in_two_processes(work: Callable[[], None]) -> None:
-    """Run `work` in two forks that find each other as torchrun's do. Raises when one of them fails."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    children = []
-    for rank in range(2):
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                os.environ.update(WORLD_SIZE="2", RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-                os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # else it looks this machine's name up, which may take long
-                assert parallel.start(CPU) == CPU
-                work()
-                parallel.finish()
-                status = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(status)
-        children.append(child)
-    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
 
 
 @pytest.mark.parametrize("reward", [Redness, Rivalry])
@@ -62,7 +34,7 @@ def test_the_gradient_of_two_processes_is_that_of_twice_the_batch(base: Base, tm
         ours = torch.cat([p.grad.flatten() for p in trainer.module.parameters() if p.grad is not None])
         torch.save(ours, tmp_path / f"{parallel.rank()}.pt")
 
-    in_two_processes(work)
+    in_processes(2, work)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert torch.equal(first, second)
     assert (first - expected).norm() <= 1e-5 * expected.norm()
@@ -78,7 +50,7 @@ def test_a_run_of_two_processes_ends_where_one_with_twice_the_batch_does(base: B
         assert [r["loss"] for r in ours] == pytest.approx([r["loss"] for r in history], rel=1e-4)
         torch.save(weights(trainer), tmp_path / f"{parallel.rank()}.pt")
 
-    in_two_processes(work)
+    in_processes(2, work)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     for name, value in weights(alone).items():
         assert torch.equal(first[name], second[name])
@@ -95,4 +67,4 @@ def test_what_breaks_in_one_process_stops_both(base: Base, tmp_path: Path) -> No
         with pytest.raises(TrainingError, match="not finite" if parallel.rank() else "Another process"):
             trainer.fit(tmp_path, "key", watched(trainer))
 
-    in_two_processes(work)
+    in_processes(2, work)

@@ -23,7 +23,7 @@ from textcraftor.models import load_base
 from textcraftor.prepare import prepare, read_heldout_latents, read_train_latents, train_table
 from textcraftor.prompts import curate
 from textcraftor.sampler import Sampler
-from textcraftor.tuning import train_text_encoder, train_unet
+from textcraftor.tuning import _data, train_text_encoder, train_unet
 
 from .processes import in_processes
 
@@ -244,6 +244,14 @@ def test_training_inline_takes_the_same_steps_and_stores_nothing(run: Config, tm
     torch.testing.assert_close(torch.tensor(steps[0]), torch.tensor(steps[1]), atol=1e-5, rtol=1e-5)
     prepare(run, tmp_path, CPU)
     assert read_train_latents(run, tmp_path).shape == (8, 4, 4, 4)
+
+
+def test_inline_reads_prompts_in_the_precision_that_prepare_reads_them_in(run: Config, tmp_path: Path) -> None:
+    lower = changed(run, {"prepare": {"mode": "inline"}, "train": {"reward_dtype": "bfloat16"}})
+    sampler = Sampler(load_base(run.base, CPU), run.chain, run.train.switch_at)
+    train_set, rewards = _data(lower, lower.train, ["redness"], tmp_path, sampler)
+    reader = train_set.text_features["redness"].reward
+    assert (rewards["redness"].dtype, reader.dtype) == (torch.bfloat16, torch.float32)
 
 
 def test_a_disk_that_is_too_small_is_said_before_anything_is_drawn(

@@ -164,6 +164,14 @@ def other_rows(path: Path) -> None:
     write(path, load_file(path)["rows"] + 1, content().key(1))
 
 
+def splice(path: Path) -> None:
+    """Other rows with digests that fit them, under the header that was written."""
+    whole = path.read_bytes()
+    other_rows(path)
+    start = 8 + int.from_bytes(whole[:8], "little")
+    path.write_bytes(whole[:start] + path.read_bytes()[start:])
+
+
 def write(path: Path, rows: Tensor, key: str) -> None:
     _, head, body = shard.encode(rows, key)
     path.write_bytes(head + bytes(body))
@@ -179,6 +187,7 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
     "another shard": swap,
     "another shape": reshape,
     "another type": retype,
+    "other rows under its header": splice,
     **{f"a bit flipped at {where}": flip(where) for where in (0, 0.02, 0.15, 0.3, 0.35, 0.5, 0.7, 0.85, 1)},
 }
 

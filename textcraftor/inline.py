@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import polars as pl
+import torch
 from torch import Tensor
 
+from textcraftor.prepare import TEXT_BATCH
 from textcraftor.rewards import Reward
 from textcraftor.sampler import Sampler
 
@@ -35,4 +37,6 @@ class InlineFeatures:
 
     def __getitem__(self, rows: slice | Sequence[int], /) -> Tensor:
         """(B, D) float32, no gradient."""
-        return self.reward.text_features(self.prompts[rows].to_list()).float()
+        prompts = self.prompts[rows].to_list()
+        parts = [self.reward.text_features(prompts[i : i + TEXT_BATCH]).float() for i in range(0, len(prompts), TEXT_BATCH)]
+        return torch.cat(parts)

@@ -122,7 +122,9 @@ def _data(
     prompts, images = table["prompt"], config.train.images_per_prompt
     if config.prepare.mode == "inline":
         rewards = load_rewards(config.rewards, weights, sampler.base.device, tune.reward_dtype)
-        computed = {name: InlineFeatures(reward, prompts) for name, reward in rewards.items()}
+        # Prompts are read in the precision in which `prepare` reads them, whatever images are scored in.
+        readers = rewards if tune.reward_dtype is None else load_rewards(config.rewards, weights, sampler.base.device)
+        computed = {name: InlineFeatures(reward, prompts) for name, reward in readers.items()}
         return TrainSet(prompts, InlinePrefixes(sampler, table), computed, images), rewards
     stored = {name: read_text_features(config, root, name) for name in weights}
     latents = read_train_latents(config, root)
