@@ -1,5 +1,6 @@
-"""Faster kernels for the same step: memory format and torch.compile. Neither changes more than rounding."""
+"""Faster kernels for the same step: memory format, frozen layers, torch.compile. None changes more than rounding."""
 
+from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
@@ -7,14 +8,20 @@ import torch._functorch.config as partitioner
 from torch import Tensor, nn
 
 from textcraftor.config import TuneConfig
+from textcraftor.frozen import economise
 from textcraftor.sampler import Sampler
 
 
-def accelerate(sampler: Sampler, modules: list[nn.Module], tune: TuneConfig) -> None:
-    """Apply what `tune` asks for to a sampler and the UNets that it will be called with."""
-    if tune.channels_last:
-        for module in modules:
+def accelerate(sampler: Sampler, modules: Iterable[nn.Module], rewards: Iterable[nn.Module], tune: TuneConfig) -> None:
+    """Apply what `tune` asks for to a sampler, the UNets and the VAE that it will be called with, and the rewards."""
+    for module in modules:
+        if tune.channels_last:
             cast(Any, module).to(memory_format=torch.channels_last)
+        if tune.frozen_kernels:
+            economise(module)
+    for reward in rewards:
+        if tune.frozen_kernels:
+            economise(reward)
     if tune.compile:
         partitioner.activation_memory_budget = tune.activation_budget
         sampler.call_unet = Compiled(sampler.call_unet)

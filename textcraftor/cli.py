@@ -203,7 +203,7 @@ def _bench() -> None:
 
 @bench.command("train")
 def bench_train(
-    mix: Annotated[str | None, typer.Option(help="A mix of the profile; its first without.")] = None,
+    mix: Annotated[str | None, typer.Option(help="A mix of the profile; without, `paper`, the published four rewards.")] = None,
     profile: Profile = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds in which all take turns.")] = 5,
@@ -230,7 +230,9 @@ def bench_train(
         write_all(RANDOM_WEIGHTS)
     else:
         _require_downloads(run)
-    found = bench_training(run, mix or run.mixes[0], choose_device(device, threads), repeats, micro_batch)
+    found = bench_training(
+        run, mix or ("paper" if "paper" in run.mix else run.mixes[0]), choose_device(device, threads), repeats, micro_batch
+    )
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return

@@ -13,11 +13,14 @@ from diffusers.models.activations import GEGLU
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
+MULTIPLY = torch.ops.mkldnn._linear_pointwise
+
 
 def economise(module: nn.Module) -> None:
     """Put the layers below in place of a frozen module's own. Its weights, their names and its type checks stay.
 
-    A layer whose weights require a gradient (in a copy that is trained) works as torch's own.
+    A layer whose weights require a gradient (in a copy that is trained) works as torch's own, and so does each where no
+    gradient is carried.
     """
     for layer in module.modules():
         if (own := OWN.get(type(layer))) is not None:
@@ -28,16 +31,17 @@ class FrozenLinear(nn.Linear):
     """Multiplies with packed weights on a CPU, in float32."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.weight.requires_grad:
-            return super().forward(input)
-        return cast(Tensor, _Linear.apply(input, self))
+        return cast(Tensor, _Linear.apply(input, self)) if _carries_gradient(self) else super().forward(input)
 
-    def times(self, rows: Tensor, transposed: bool) -> Tensor:
-        """rows @ weight.T, or rows @ weight where transposed; without the bias."""
-        weight = self.weight.T if transposed else self.weight
-        if rows.device.type != "cpu" or rows.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
-            return F.linear(rows, weight)
-        return cast(Tensor, torch.ops.mkldnn._linear_pointwise(rows, self._packed(transposed), None, "none", [], ""))
+    def times(self, rows: Tensor) -> Tensor:
+        """rows @ weight.T + bias."""
+        if not _is_packed(rows):
+            return F.linear(rows, self.weight, self.bias)
+        return cast(Tensor, MULTIPLY(rows, self._packed(False), self.bias, "none", [], ""))
+
+    def times_transposed(self, rows: Tensor) -> Tensor:
+        """rows @ weight."""
+        return MULTIPLY(rows, self._packed(True), None, "none", [], "") if _is_packed(rows) else rows @ self.weight
 
     def _packed(self, transposed: bool) -> Tensor:
         """The weight in oneDNN's order, made again when it has changed."""
@@ -53,16 +57,26 @@ class FrozenConv2d(nn.Conv2d):
     """Keeps no input: the gradient to it does not depend on it."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.weight.requires_grad or self.padding_mode != "zeros" or isinstance(self.padding, str):
-            return super().forward(input)
-        return cast(Tensor, _Conv2d.apply(input, self))
+        plain = self.padding_mode != "zeros" or isinstance(self.padding, str)
+        return super().forward(input) if plain or not _carries_gradient(self) else cast(Tensor, _Conv2d.apply(input, self))
 
 
 class FrozenGEGLU(GEGLU):
     """Keeps the projection alone, and computes its GELU again going back."""
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if not _carries_gradient(self.proj):
+            return cast(Tensor, super().forward(hidden_states, *args, **kwargs))
         return cast(Tensor, _Gate.apply(self.proj(hidden_states)))
+
+
+def _carries_gradient(layer: Any) -> bool:
+    """Through a frozen layer. Where none is carried, torch's own kernels: a prefix has the same bits, cached or not."""
+    return torch.is_grad_enabled() and not layer.weight.requires_grad
+
+
+def _is_packed(rows: Tensor) -> bool:
+    return rows.device.type == "cpu" and rows.dtype == torch.float32 and torch.backends.mkldnn.is_available()
 
 
 OWN: dict[type, type] = {nn.Linear: FrozenLinear, nn.Conv2d: FrozenConv2d, GEGLU: FrozenGEGLU}
@@ -72,12 +86,11 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, layer: FrozenLinear) -> Tensor:
         ctx.layer = layer
-        product = layer.times(rows, transposed=False)
-        return product if layer.bias is None else product.add_(layer.bias)
+        return layer.times(rows)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return ctx.layer.times(grad, transposed=True), None
+        return ctx.layer.times_transposed(grad), None
 
 
 class _Conv2d(torch.autograd.Function):

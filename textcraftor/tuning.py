@@ -108,7 +108,7 @@ def _trainer(
     """The trainer with all that `prepare` made for it, and the files it came from."""
     sampler = Sampler(base, config.train_chain, config.train.switch_at)
     train_set, rewards = _data(config, tune, weights, root, sampler)
-    accelerate(sampler, [base.pipe.vae, base.pipe.unet, *([tuned.unet] if tuned.unet else [])], tune)
+    accelerate(sampler, [base.pipe.vae, base.pipe.unet, *([tuned.unet] if tuned.unet else [])], rewards.values(), tune)
     objective = Objective(base, sampler, RewardMix(rewards, weights), tune)
     trainer = Trainer(objective, train_set, tuned, in_one_module(parts), config.train.negative_learning_rate)
     return trainer, {"prompts": root / CURATED / "train.parquet", "latents": root / LATENTS / "train" / INDEX}

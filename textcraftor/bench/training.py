@@ -14,6 +14,7 @@ from textcraftor.bench.meters import counted, peak_bytes, resident_bytes, second
 from textcraftor.bench.reference import PlainLoop
 from textcraftor.config import Config, TuneConfig
 from textcraftor.errors import ConfigError, unknown
+from textcraftor.frozen import economise
 from textcraftor.models import Base, TunedModel, load_base
 from textcraftor.objective import Objective
 from textcraftor.rewards import Reward, RewardMix, load_rewards
@@ -22,7 +23,15 @@ from textcraftor.tiny.language import sample_prompts
 from textcraftor.trainset import Batch
 
 TURNS = ("reference", "cached", "inline")
-SETTINGS = ("grad_steps", "decode_size", "gradient_checkpointing", "channels_last", "compile", "activation_budget")
+SETTINGS = (
+    "grad_steps",
+    "decode_size",
+    "gradient_checkpointing",
+    "channels_last",
+    "frozen_kernels",
+    "compile",
+    "activation_budget",
+)
 
 
 class Contest:
@@ -47,6 +56,9 @@ class Contest:
         self.noise = self.sampler.noise(range(self.size))
         self.plain = PlainLoop(self.base.pipe, self.encoder, self.rewards, self.weights, chain, self.tune.grad_steps)
         self.objective = Objective(self.base, self.sampler, RewardMix(self.rewards, self.weights), self.tune)
+        if self.tune.frozen_kernels:  # of weights without a gradient; where the reference wants one, they are torch's own
+            for module in self.plain.modules:
+                economise(module)
         self.cached = self._prepare()
 
     def turn(self, name: str) -> Callable[[], None]:
@@ -114,7 +126,7 @@ def bench_training(
     """Ratios of our training step to the published code's, and what they are made of.
 
     micro_batch: samples of ours that hold a graph at a time; the reference takes `train.batch_size` at once.
-    What `train` says of memory and speed (decode_size, gradient_checkpointing, channels_last, compile) is for ours alone.
+    What `train` says of memory and speed (SETTINGS) is for ours alone.
     Speeds are of the best of `repeats` rounds in which all take turns. `processor_ratio` compares processor seconds on
     the CPU: it says the same on a quiet machine, and still says something on a busy one.
     """
@@ -129,7 +141,7 @@ def bench_training(
         peaks[name] = peak_bytes(contest.turn(name), device)
     differences = [spread(zip(gradients[name], gradients["reference"], strict=True)) for name in ("cached", "inline")]
     if train.compile:  # counting hooks and torch.compile do not go together: it comes after
-        accelerate(contest.sampler, [], train)
+        accelerate(contest.sampler, [], [], train)
         contest.turn("cached")()
         differences.append(spread(zip(contest.gradient(), gradients["reference"], strict=True)))
         peaks["cached"] = peak_bytes(contest.turn("cached"), device)
