@@ -59,6 +59,21 @@ class TuneConfig(Section):
         1.0, description="with compile: the share of activations kept; the rest is recomputed, the cheapest first"
     )
 
+    shard: bool = Field(
+        False,
+        description="under torchrun: split the UNet, frozen and tuned, with its gradient and optimiser state over the "
+        "processes (FSDP): less memory, more traffic",
+    )
+
+    @model_validator(mode="after")
+    def _shards_plain_modules(self) -> "TuneConfig":
+        if self.shard and (self.compile or self.channels_last):
+            raise ValueError(
+                "shard: true gathers the UNet block by block, which goes with neither compile nor channels_last. "
+                "Set both to false"
+            )
+        return self
+
     @model_validator(mode="after")
     def _warm_up_fits(self) -> "TuneConfig":
         if self.decay != "constant" and self.warmup_steps >= self.steps:
