@@ -25,8 +25,11 @@ __all__ = ["run"]  # the fixture
 ROOT = Path(__file__).parent.parent
 LAUNCHERS = {
     "torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
-    "accelerate": "accelerate.commands.accelerate_cli launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no "
-    "--dynamo_backend no --main_process_port 0".split(),
+    # With --cpu it starts one process, whatever --num_processes says; its several are those of --multi_gpu.
+    "accelerate": [
+        *["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"],
+        *["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"],
+    ],
 }
 
 
@@ -80,7 +83,12 @@ def test_a_split_unet_is_written_whole_under_its_own_name(run: Config, tmp_path:
 
 def test_two_processes_evaluate_to_the_same_bytes(run: Config, tmp_path: Path) -> None:
     judged = {"judges": ["redness"], "diversity_judge": "redness", "batch_size": 3, "bootstrap": 50}
-    config = params(evaluate=judged)
+    rank_by = {
+        "rank_by": "redness",
+        "champion_margin": {"redness": 0.01},
+        "rules": [{"judge": "redness", "metric": "delta", "at_least": 0.0, "why": "it is redder"}],
+    }
+    config = params(evaluate=judged, gate=rank_by)
     prepare(config, tmp_path, CPU)
     train_text_encoder(config, "redder", tmp_path, CPU)
     for candidate in ("base", "redder"):
