@@ -22,7 +22,8 @@ from textcraftor.trainer import FINE, Trainer
 from textcraftor.trainset import Batch
 
 from .conftest import Redness
-from .test_parallel import CPU, in_two_processes
+from .processes import in_processes
+from .test_stages import CPU
 from .test_trainer import SETTINGS, interrupted, new_trainer, watched
 
 Weights = Mapping[str, torch.Tensor]
@@ -83,7 +84,7 @@ def test_the_gradient_is_that_of_one_process_with_twice_the_batch(
         ours = gradient(new(folder, module, batch_size=2, accumulation=2, shard=True, **settings))
         assert (ours - expected).norm() <= 1e-5 * expected.norm()
 
-    in_two_processes(work)
+    in_processes(2, work)
 
 
 def test_each_process_holds_half(family_folders: dict[str, Path], tmp_path: Path) -> None:
@@ -104,7 +105,7 @@ def test_each_process_holds_half(family_folders: dict[str, Path], tmp_path: Path
             assert all(sharding.is_split(t) for t in tensors)
             assert held(tensors) < 0.6 * whole
 
-    in_two_processes(work)
+    in_processes(2, work)
 
 
 def test_in_bfloat16_the_weights_are_gathered_rounded_and_trained_exact(family_folders: dict[str, Path]) -> None:
@@ -116,7 +117,7 @@ def test_in_bfloat16_the_weights_are_gathered_rounded_and_trained_exact(family_f
         assert ours.dtype == torch.float32
         assert torch.cosine_similarity(ours, expected, dim=0) > 0.99  # autocast rounds elsewhere
 
-    in_two_processes(work)
+    in_processes(2, work)
 
 
 @pytest.mark.parametrize("module", ["text_encoder", "unet"])
@@ -152,7 +153,7 @@ def test_a_run_ends_where_one_process_does_and_either_resumes_the_other(
                 torch.save(weights, tmp_path / f"{where}.pt")
         fit(4, "together first", shard=True, dies=True)
 
-    in_two_processes(work)
+    in_processes(2, work)
     found = [torch.load(tmp_path / f"{where}.pt", weights_only=True) for where in ("together", "alone first")]
     found.append(fit(8, "together first"))
     for weights in found:
@@ -172,7 +173,7 @@ def test_what_is_not_finite_in_one_process_stops_both_and_is_named_by_both(
         with pytest.raises(TrainingError, match="reward redness is not finite"):
             trainer.fit(tmp_path, "key", watched(trainer))
 
-    in_two_processes(work)
+    in_processes(2, work)
     assert (tmp_path / "checkpoint.safetensors").is_file()
 
 
@@ -186,7 +187,7 @@ def test_sigterm_to_one_process_stops_both_with_a_checkpoint(family_folders: dic
         with pytest.raises(Preempted, match="after step 2"):
             trainer.fit(tmp_path, "key", watched(trainer))
 
-    in_two_processes(work)
+    in_processes(2, work)
     assert (tmp_path / "checkpoint.safetensors").is_file()
 
 
@@ -204,7 +205,7 @@ def test_out_of_memory_ends_the_run_instead_of_leaving_the_others_waiting(
         with pytest.raises(OutOfStep, match=r"no memory for a micro batch of 4\. Lower train\.batch_size"):
             trainer.fit(tmp_path, "key", watched(trainer))
 
-    in_two_processes(work)
+    in_processes(2, work)
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
@@ -230,7 +231,7 @@ def test_what_is_written_is_a_plain_folder_of_whole_weights(
             found = UNet2DConditionModel.from_pretrained(tmp_path / "unet").state_dict()
             assert found.keys() == whole.keys() and all(torch.equal(found[name], whole[name]) for name in whole)
 
-    in_two_processes(work)
+    in_processes(2, work)
     assert json.loads((tmp_path / "unet/config.json").read_text())["_class_name"] == "UNet2DConditionModel"
     assert (tmp_path / "lora/adapter_model.safetensors").is_file() == (method == "lora")
 

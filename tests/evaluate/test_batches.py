@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.test_parallel import in_two_processes
+from tests.processes import in_processes
 from textcraftor import parallel
 from textcraftor.evaluate.batches import Batches
 
@@ -28,7 +28,7 @@ def test_the_rows_of_both_processes_come_together(size: int, values: torch.Tenso
         whole = batches.collect(table)
         assert parallel.rank() == 1 or same_bits(whole, values)
 
-    in_two_processes(work)
+    in_processes(2, work)
 
 
 def test_one_process_does_it_all() -> None:
