@@ -17,8 +17,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from textcraftor import parallel
 from textcraftor.artifact import clear_aside, written_aside
 from textcraftor.errors import TrainingError
+from textcraftor.sharding import gathered, like
 
 
 @dataclass
@@ -46,20 +48,25 @@ class Checkpoint:
     ) -> None:
         """Write the state after `progress.done` steps; the previous checkpoint survives until this one is whole.
 
+        Of several processes the first writes; all must call it, because what is split over them is gathered.
+
         average: the moving average of the trained weights, by parameter name.
         Raises TrainingError when the disk is full or cannot be written.
         """
         names = [name for name, _ in _trained(module)]
-        tensors = {f"weights.{name}": parameter.detach() for name, parameter in _trained(module)}
+        tensors: dict[str, Tensor] = {f"weights.{name}": parameter for name, parameter in _trained(module)}
         tensors |= {f"average.{name}": value for name, value in (average or {}).items()}
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{names[index]}.{slot}": value for slot, value in state.items()}
+        tensors = gathered(tensors)
+        if parallel.rank() > 0:
+            return
         tensors["rng"] = torch.get_rng_state()
         facts = {"step": progress.done, "split": progress.split, "history": progress.history}
         metadata = {"key": self.key, **{name: json.dumps(value) for name, value in facts.items()}}
         try:
             with written_aside(self.path) as aside:
-                save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, aside, metadata=metadata)
+                save_file({name: value.contiguous() for name, value in tensors.items()}, aside, metadata=metadata)
         except (OSError, SafetensorError) as error:
             kept = "the checkpoint before it is whole" if self.path.exists() else "there is none before it"
             raise TrainingError(
@@ -85,10 +92,10 @@ class Checkpoint:
             return Progress()
         with torch.no_grad():
             for name, parameter in _trained(module):
-                parameter.copy_(tensors[f"weights.{name}"])
+                parameter.copy_(like(tensors[f"weights.{name}"], parameter))
             for name, value in (average or {}).items():
-                value.copy_(tensors[f"average.{name}"])
-        state = {i: _slots(tensors, f"optimizer.{name}.") for i, (name, _) in enumerate(_trained(module))}
+                value.copy_(like(tensors[f"average.{name}"], value))
+        state = {i: _slots(tensors, f"optimizer.{name}.", p) for i, (name, p) in enumerate(_trained(module))}
         optimizer.load_state_dict({**optimizer.state_dict(), "state": {i: slots for i, slots in state.items() if slots}})
         torch.set_rng_state(tensors["rng"])
         return Progress(*(json.loads(metadata[name]) for name in ("step", "history", "split")))
@@ -98,5 +105,7 @@ def _trained(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
 
 
-def _slots(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+def _slots(tensors: dict[str, Tensor], prefix: str, parameter: Tensor) -> dict[str, Tensor]:
+    """AdamW's state of a parameter: the moments are split as it is, the number of steps is everyone's."""
+    found = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    return {slot: like(value, parameter) if value.shape == parameter.shape else value for slot, value in found.items()}

@@ -7,6 +7,7 @@
     ├── ModelError            weights are missing, truncated or do not fit
     ├── RewardError           a reward is unknown, mis-weighted or got inputs it cannot score
     ├── TrainingError         a run cannot go on (non-finite loss, no memory, full disk)
+    ├── OutOfStep             one process of several cannot go on amid what all must do together; the launcher ends them
     └── Preempted             a run made way after SIGTERM, its checkpoint written: exit status 75, run it again
 
 Every message says what was wrong, what was got, what is allowed and what to do next. Anything
@@ -45,6 +46,10 @@ class RewardError(UserError):
 
 class TrainingError(UserError):
     """A run cannot go on: the loss is not finite, memory or disk does not suffice."""
+
+
+class OutOfStep(UserError):
+    """One process cannot go on amid what all must do together, so that none can write a checkpoint any more."""
 
 
 class Preempted(UserError):

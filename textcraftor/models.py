@@ -23,6 +23,7 @@ from textcraftor.config import BaseConfig
 from textcraftor.errors import ConfigError, ModelError, unknown
 from textcraftor.loading import ENCODERS, assemble, load_master, load_module, load_pipeline
 from textcraftor.negative import NegativeEmbedding
+from textcraftor.sharding import is_split
 from textcraftor.weights import check_fit
 
 # Loading prints bars and hints meant for notebooks; our own messages say what matters.
@@ -130,7 +131,7 @@ class Base:
 
     def autocast(self, module: nn.Module) -> contextlib.AbstractContextManager[Any]:
         """Run a module with float32 weights in the base's precision: the weights, and their gradients, stay float32."""
-        if next(module.parameters()).dtype == self.dtype:
+        if is_split(module) or next(module.parameters()).dtype == self.dtype:  # a split one is rounded as it is gathered
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.dtype)
 

@@ -18,6 +18,7 @@ from textcraftor.errors import TrainingError
 from textcraftor.models import Base, TunedModel
 from textcraftor.rewards import RewardMix
 from textcraftor.sampler import Sampler
+from textcraftor.sharding import is_split
 from textcraftor.trainset import Batch
 
 
@@ -30,12 +31,18 @@ class Objective:
     mix: RewardMix
     tune: TuneConfig
 
+    @property
+    def in_step(self) -> bool:
+        """Whether the UNet is split over the processes, so that all must run it equally often, whatever they find."""
+        return is_split(self.base.pipe.unet)
+
     def backward(self, batch: Batch, tuned: TunedModel, step: int, share: float = 1.0) -> dict[str, float]:
         """Add the gradient of `share` * loss, mean over the batch, to whatever of `tuned` is trained.
 
         step: of training; what a variant draws depends on it and the seed alone, so that accumulation, a resumed run
         and other processes draw the same.  Returns the loss and each reward's mean.
-        Raises TrainingError naming the reward that is not finite, before any gradient is added.
+        Raises TrainingError naming the reward that is not finite, before any gradient is added. Not of processes in
+        step: there a reward that is not finite shows in what is returned, and in the gradient.
         """
         conditioning = self.base.conditioning(batch.prompts, tuned)
         cut = conditioning.cut()
@@ -49,7 +56,7 @@ class Objective:
         return values
 
     def blame(self, batch: Batch, tuned: TunedModel) -> list[str]:
-        """The rewards whose gradient to the image is not finite, for a message; empty when it is the chain's."""
+        """The rewards that are not finite, or whose gradient to the image isn't, for a message; none when it is the chain's."""
         with torch.no_grad():
             conditioning = self.base.conditioning(batch.prompts, tuned)
             latents = self.sampler.finish(batch.latents, conditioning, tuned.unet)
@@ -57,8 +64,9 @@ class Objective:
         broken = []
         for name, reward in self.mix.rewards.items():
             leaf = images.detach().requires_grad_(True)
-            (gradient,) = torch.autograd.grad(reward.score_rows(leaf, batch.text_features[name], batch.rows).sum(), leaf)
-            if not torch.isfinite(gradient).all():
+            total = reward.score_rows(leaf, batch.text_features[name], batch.rows).sum()
+            (gradient,) = torch.autograd.grad(total, leaf)
+            if not (torch.isfinite(total) and torch.isfinite(gradient).all()):
                 broken.append(name)
         return broken
 
@@ -117,7 +125,8 @@ class Objective:
             stop = min(size, start + (self.tune.decode_size or size))
             few = batch.part(start, stop)
             total, rewards = self.mix(self.sampler.decode(leaf[start:stop]), few.text_features, few.rows)
-            _refuse_nonfinite(rewards, few.prompts)
+            if not self.in_step:
+                _refuse_nonfinite(rewards, few.prompts)
             loss, part = -total.mean(), len(total) / size
             (loss * part * share).backward()
             for name, value in {"loss": loss.detach(), **{n: v.detach().mean() for n, v in rewards.items()}}.items():

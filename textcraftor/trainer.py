@@ -23,12 +23,13 @@ from textcraftor.artifact import written_aside
 from textcraftor.average import MovingAverage
 from textcraftor.checkpoint import Checkpoint, Progress
 from textcraftor.config import TuneConfig
-from textcraftor.errors import Preempted, TrainingError
+from textcraftor.errors import OutOfStep, Preempted, TrainingError
 from textcraftor.memory import is_out_of_memory
 from textcraftor.models import TunedModel
 from textcraftor.negative import NegativeEmbedding
 from textcraftor.objective import Objective
 from textcraftor.preemption import Notice, watching
+from textcraftor.sharding import is_split, whole
 from textcraftor.trainset import Batch, TrainSet
 
 FINE, ASKED_TO_STOP, OUT_OF_MEMORY, BROKEN = range(4)  # how a step went; of several processes, the worst counts
@@ -55,6 +56,7 @@ class Trainer:
         The module ends with the weights to keep: the moving average where there is one.
         Raises TrainingError before the optimiser moves when a loss or gradient is not finite, or memory does not
         suffice even for half the micro batch; Preempted after SIGTERM. A checkpoint is written before either.
+        With a split UNet a lack of memory raises OutOfStep, and what was written before is what the run resumes from.
         """
         tune, console = self.tune, Console(stderr=True, quiet=parallel.rank() > 0)
         optimizer = adamw(self.module, tune, self.negative_learning_rate)
@@ -66,8 +68,7 @@ class Trainer:
         self._announce(console, progress)
 
         def save() -> float:
-            if parallel.rank() == 0:
-                checkpoint.save(progress, self.module, optimizer, average.weights)
+            checkpoint.save(progress, self.module, optimizer, average.weights)
             return time.monotonic()
 
         if progress.done == 0:
@@ -94,8 +95,7 @@ class Trainer:
                 if last or progress.done % tune.grid_every == 0:
                     with average.in_place():
                         self._grid(folder, progress.done, watched)
-                overdue = tune.checkpoint_minutes is not None and time.monotonic() - saved > 60 * tune.checkpoint_minutes
-                if last or overdue or progress.done % tune.checkpoint_every == 0:
+                if last or self._overdue(saved) or progress.done % tune.checkpoint_every == 0:
                     saved = save()
                 bar.advance(task)
         average.take_over()
@@ -120,12 +120,14 @@ class Trainer:
             if worst == BROKEN:
                 raise error or TrainingError("Another process stopped the run; its message says why")
             self._halve(progress, console)
-        parallel.average([p.grad for p in self.module.parameters() if p.grad is not None])
+        # What is split over the processes arrives averaged.
+        parallel.average([p.grad for p in self.module.parameters() if p.grad is not None and not is_split(p.grad)])
         record = parallel.average_of(record, self.objective.base.device)
-        norms = [torch.nn.utils.clip_grad_norm_(group["params"], self.tune.max_grad_norm) for group in optimizer.param_groups]
-        if not all(torch.isfinite(norm) for norm in norms):
+        clipped = [torch.nn.utils.clip_grad_norm_(group["params"], self.tune.max_grad_norm) for group in optimizer.param_groups]
+        norms = [float(whole(norm)) for norm in clipped]
+        if not all(map(math.isfinite, [*norms, *record.values()])):
             raise TrainingError(self._what_broke(progress))
-        return {**record, "grad_norm": math.hypot(*map(float, norms))}
+        return {**record, "grad_norm": math.hypot(*norms)}
 
     def _attempt(self, progress: Progress, notice: Notice) -> tuple[dict[str, float], int, Exception | None]:
         """One step's gradient, summed over the micro batches of this process, and how it went."""
@@ -133,7 +135,7 @@ class Trainer:
             totals = dict[str, float]()
             accumulation = self.tune.accumulation * progress.split
             for batch in self._batches(progress):
-                if notice.given:
+                if self._asked_to_stop(notice):
                     return {}, ASKED_TO_STOP, None
                 values = self.objective.backward(batch, self.tuned, progress.done, 1 / accumulation)
                 for name, value in values.items():
@@ -144,7 +146,22 @@ class Trainer:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
+            if self.objective.in_step:  # the others wait for this one inside the UNet, where no word can be had with them
+                raise OutOfStep(self._no_memory(progress)) from error
             return {}, OUT_OF_MEMORY, None
+
+    def _asked_to_stop(self, notice: Notice) -> bool:
+        """Whether SIGTERM has come; to any process, where all must stop at the same micro batch."""
+        if not self.objective.in_step:
+            return notice.given
+        return bool(parallel.worst(int(notice.given), self.objective.base.device))
+
+    def _overdue(self, saved: float) -> bool:
+        """Whether the last checkpoint is too old, by any process's clock."""
+        minutes = self.tune.checkpoint_minutes
+        return minutes is not None and bool(
+            parallel.worst(int(time.monotonic() - saved > 60 * minutes), self.objective.base.device)
+        )
 
     def _batches(self, progress: Progress) -> Iterator[Batch]:
         """This process's micro batches of the step; those of all processes are one stretch of the stream."""
@@ -159,10 +176,7 @@ class Trainer:
     def _halve(self, progress: Progress, console: Console) -> None:
         size = self.tune.batch_size
         if progress.split > 1 or size % (2 * self.train_set.images_per_prompt):
-            raise TrainingError(
-                f"Step {progress.done}: no memory for a micro batch of {size // progress.split}. Lower train.batch_size and "
-                "raise train.accumulation by the same factor, set train.decode_size, or train.gradient_checkpointing: true"
-            )
+            raise TrainingError(self._no_memory(progress))
         progress.split = 2
         gc.collect()
         if torch.cuda.is_available():
@@ -173,8 +187,17 @@ class Trainer:
             highlight=False,
         )
 
+    def _no_memory(self, progress: Progress) -> str:
+        return (
+            f"Step {progress.done}: no memory for a micro batch of {self.tune.batch_size // progress.split}. Lower "
+            "train.batch_size and raise train.accumulation by the same factor, set train.decode_size, or "
+            "train.gradient_checkpointing: true"
+        )
+
     def _what_broke(self, progress: Progress) -> str:
-        broken = sorted({name for batch in self._batches(progress) for name in self.objective.blame(batch, self.tuned)})
+        own = {name for batch in self._batches(progress) for name in self.objective.blame(batch, self.tuned)}
+        found = {name: float(name in own) for name in sorted(self.objective.mix.rewards)}
+        broken = [name for name, share in parallel.average_of(found, self.objective.base.device).items() if share]
         whose = f"of reward {', '.join(broken)}" if broken else "of the chain (every reward's own is finite)"
         return (
             f"Step {progress.done}: the gradient {whose} is not finite; nothing was updated, and the state before it is "
@@ -182,10 +205,12 @@ class Trainer:
         )
 
     def _grid(self, folder: Path, step: int, rows: tuple[Sequence[str], Tensor]) -> None:
-        if parallel.rank() > 0:
+        if parallel.rank() > 0 and not self.objective.in_step:
             return
         prompts, prefix = rows
         images = pictures.to_bytes(self.objective.sampler.generate(prompts, [], self.tuned, prefix))
+        if parallel.rank() > 0:
+            return
         with written_aside(folder / "grids" / f"step_{step:06d}.png") as aside:
             pictures.save(pictures.side_by_side(prompts, {f"step {step}": list(map(pictures.picture, images))}), aside)
 
@@ -195,6 +220,9 @@ class Trainer:
         trainable = sum(p.numel() for p in self.module.parameters() if p.requires_grad)
         size, rounds = tune.batch_size // progress.split, tune.accumulation * progress.split
         spread = f" x {workers} processes" if workers > 1 else ""
+        if tune.shard:
+            split = f"the UNet is split over {workers} processes" if self.objective.in_step else "one process: nothing to split"
+            console.print(f"shard: {split}", highlight=False)
         variant = "" if tune.gradient == "truncated" else f" ({tune.gradient})"
         console.print(
             f"{trainable:,} trainable parameters · {len(self.train_set.prompts):,} prompts · {tune.steps} steps of "

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from textcraftor import parallel
+from textcraftor import parallel, sharding
 from textcraftor.acceleration import accelerate
 from textcraftor.artifact import base_identity, clear_aside, digest, proof, reward_identity, write_json, written_aside
 from textcraftor.candidate import Candidate
@@ -64,9 +64,10 @@ def train_unet(config: Config, mix: str, root: Path, device: torch.device) -> Pa
     if frozen is None:
         raise ModelError("The UNet is tuned on a tuned text encoder, and the base has none. Train a mix first")
     unet: dict[str, Any] = {"unet": _trainable(base, "unet", config.train_unet)}
+    shells = {name: sharding.hollow(module) for name, module in unet.items()}
     trainer, inputs = _trainer(config, config.train_unet, weights, root, base, replace(frozen, **unet), unet)
     record = _proof(config, config.train_unet, weights, {**inputs, **candidate.parts})
-    return _run(trainer, record, config, root, root / "data/unets" / mix, unet)
+    return _run(trainer, record, config, root, root / "data/unets" / mix, unet, shells)
 
 
 def encoder_parts(base: Base, tune: TrainConfig) -> dict[str, Any]:
@@ -108,7 +109,11 @@ def _trainer(
     """The trainer with all that `prepare` made for it, and the files it came from."""
     sampler = Sampler(base, config.train_chain, config.train.switch_at)
     train_set, rewards = _data(config, tune, weights, root, sampler)
-    accelerate(sampler, [base.pipe.vae, base.pipe.unet, *([tuned.unet] if tuned.unet else [])], rewards.values(), tune)
+    unets = [base.pipe.unet, *([tuned.unet] if tuned.unet else [])]
+    accelerate(sampler, [base.pipe.vae, *unets], rewards.values(), tune)
+    if sharding.wanted(tune):
+        for unet in unets:
+            sharding.shard(unet, base.device, base.dtype)
     objective = Objective(base, sampler, RewardMix(rewards, weights), tune)
     trainer = Trainer(objective, train_set, tuned, in_one_module(parts), config.train.negative_learning_rate)
     return trainer, {"prompts": root / CURATED / "train.parquet", "latents": root / LATENTS / "train" / INDEX}
@@ -150,8 +155,19 @@ def _proof(config: Config, tune: TuneConfig, weights: dict[str, float], inputs: 
     return {**proof(sections, inputs, tune.seed), "models": models}
 
 
-def _run(trainer: Trainer, record: dict[str, Any], config: Config, root: Path, out: Path, parts: dict[str, nn.Module]) -> Path:
-    """Fit, then write the artifact whole. The state to resume from lives outside `out`, which DVC deletes first."""
+def _run(
+    trainer: Trainer,
+    record: dict[str, Any],
+    config: Config,
+    root: Path,
+    out: Path,
+    parts: dict[str, nn.Module],
+    shells: Mapping[str, nn.Module] | None = None,
+) -> Path:
+    """Fit, then write the artifact whole. The state to resume from lives outside `out`, which DVC deletes first.
+
+    shells: of the parts that may be split over the processes, what puts them together again.
+    """
     facts = ["+".join(parts), {name: value for name, value in record.items() if name != "code_revision"}]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     state = root / ".textcraftor/training" / key[:16]
@@ -160,6 +176,7 @@ def _run(trainer: Trainer, record: dict[str, Any], config: Config, root: Path, o
         shutil.rmtree(finished, ignore_errors=True)
         clear_aside(out)
     history = trainer.fit(state, key, _watched(config, root, trainer.objective.sampler))
+    parts |= {name: sharding.filled(parts[name], shell) for name, shell in (shells or {}).items()}
     if parallel.rank() == 0:
         with written_aside(out) as aside:
             for part, module in parts.items():

@@ -5,6 +5,7 @@ import torch
 from tests.evaluate.conftest import IMAGES, PROMPTS, write_params
 from textcraftor.config import load
 from textcraftor.errors import ModelError, PromptError
+from textcraftor.evaluate.batches import Batches
 from textcraftor.evaluate.generation import draw, from_bytes, plan
 from textcraftor.pictures import to_bytes
 from textcraftor.prompts.table import noise_seed
@@ -48,7 +49,7 @@ def fake_plan(count):
 
 @pytest.mark.parametrize("batch_size", [1, 4, 7, 100])
 def test_draw_covers_every_row_in_order_whatever_the_batch(batch_size):
-    images = draw(fake_plan(7), by_seed, batch_size)
+    images = draw(fake_plan(7), by_seed, Batches(7, batch_size))
     assert images.dtype == torch.uint8
     assert images[:, 0, 0, 0].tolist() == list(range(7))
 
@@ -60,7 +61,7 @@ def test_draw_hands_out_the_rows_of_the_plan():
         seen.append((prompts, rows))
         return by_seed(prompts, seeds, rows)
 
-    draw(fake_plan(5), record, 3)
+    draw(fake_plan(5), record, Batches(5, 3))
     assert seen == [(["prompt 0", "prompt 1", "prompt 2"], slice(0, 3)), (["prompt 3", "prompt 4"], slice(3, 5))]
 
 
@@ -72,7 +73,7 @@ def test_draw_names_the_prompt_of_a_broken_image():
         return images
 
     with pytest.raises(ModelError, match="'prompt 4'"):
-        draw(fake_plan(6), broken, 3)
+        draw(fake_plan(6), broken, Batches(6, 3))
 
 
 def test_bytes_are_rounded_as_in_an_image_file():

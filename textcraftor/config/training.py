@@ -64,6 +64,21 @@ class TuneConfig(Section):
         1.0, description="with compile: the share of activations kept; the rest is recomputed, the cheapest first"
     )
 
+    shard: bool = Field(
+        False,
+        description="under torchrun: split the UNet, frozen and tuned, with its gradient and optimiser state over the "
+        "processes (FSDP): less memory, more traffic",
+    )
+
+    @model_validator(mode="after")
+    def _shards_plain_modules(self) -> "TuneConfig":
+        if self.shard and (self.compile or self.channels_last or self.frozen_kernels):
+            raise ValueError(
+                "shard: true gathers the UNet block by block, which goes with none of compile, channels_last and "
+                "frozen_kernels. Set them to false"
+            )
+        return self
+
     @model_validator(mode="after")
     def _one_kind_of_kernels(self) -> "TuneConfig":
         if self.compile and self.frozen_kernels:

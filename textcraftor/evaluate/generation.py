@@ -5,19 +5,17 @@ from pathlib import Path
 
 import polars as pl
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
+from textcraftor import parallel
 from textcraftor.config import Config
 from textcraftor.errors import ModelError, PromptError
+from textcraftor.evaluate.batches import Batches, console
 from textcraftor.pictures import to_bytes
 from textcraftor.prepare import heldout_rows
 
 Generate = Callable[[Sequence[str], Sequence[int], slice], Tensor]
 """(prompts, seeds, rows) -> images (B, 3, H, W) in [0, 1]; `rows` are theirs in the plan, for what is cached by row."""
-
-console = Console(stderr=True)
 
 
 def plan(config: Config, root: Path) -> pl.DataFrame:
@@ -34,7 +32,7 @@ def plan(config: Config, root: Path) -> pl.DataFrame:
             f"Evaluation needs at least 2 held-out prompts, got {held_out}. "
             "Add prompts to the sources and run `textcraftor curate`"
         )
-    if held_out < config.evaluate.prompts:
+    if held_out < config.evaluate.prompts and parallel.rank() == 0:
         asked = config.evaluate.prompts
         console.print(f"evaluate.prompts = {asked}, but only {held_out} prompts are held out: all of those are used")
     schema = {"prompt_id": pl.String, "prompt": pl.String, "seed": pl.Int64, "image_index": pl.Int32}
@@ -42,23 +40,23 @@ def plan(config: Config, root: Path) -> pl.DataFrame:
     return pl.DataFrame([prompt_ids, prompts, seeds, indices], schema=schema)
 
 
-def draw(plan: pl.DataFrame, generate: Generate, batch_size: int) -> Tensor:
+def draw(plan: pl.DataFrame, generate: Generate, batches: Batches) -> Tensor:
     """Every image of the plan, in its order: (N, 3, H, W) uint8 on the CPU, what a person would see.
 
+    Of several processes, each draws its own batches of them, and has zeros in the others' rows.
     Raises ModelError when the model draws a value that is no number.
     """
     prompts, seeds = plan["prompt"].to_list(), plan["seed"].to_list()
-    drawn: list[Tensor] = []
-    starts = range(0, plan.height, batch_size)
-    for start in track(starts, description="draw images", console=console, transient=True):
-        rows = slice(start, min(start + batch_size, plan.height))
+
+    def images_of(rows: slice) -> Tensor:
         images = generate(prompts[rows], seeds[rows], rows)
         finite = images.isfinite().flatten(1).all(1)
         if not finite.all():
-            prompt = prompts[start + int(finite.logical_not().nonzero()[0])]
+            prompt = prompts[rows.start + int(finite.logical_not().nonzero()[0])]
             raise ModelError(f"The model drew an image with values that are no numbers, for prompt {prompt!r}")
-        drawn.append(to_bytes(images))
-    return torch.cat(drawn)
+        return to_bytes(images)
+
+    return batches.compute(images_of, "draw images")
 
 
 def from_bytes(images: Tensor, device: torch.device | str = "cpu") -> Tensor:

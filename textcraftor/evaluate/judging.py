@@ -1,15 +1,15 @@
 """Every judge looks at every image: one judge in memory at a time."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import polars as pl
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from textcraftor.config import MATRIX, EvaluateConfig
 from textcraftor.errors import RewardError
-from textcraftor.evaluate.generation import console, from_bytes
+from textcraftor.evaluate.batches import Batches
+from textcraftor.evaluate.generation import from_bytes
 from textcraftor.evaluate.scores import DIVERSITY, ORACLE
 from textcraftor.rewards import Reward
 from textcraftor.rewards.base import CosineReward
@@ -22,28 +22,30 @@ def score(
     config: EvaluateConfig,
     load: Callable[[str], Reward],
     device: torch.device | str,
+    batches: Batches | None = None,
 ) -> pl.DataFrame:
-    """The plan with a column for every judge and `diversity`.
+    """The plan with a column for every judge and `diversity`; whole on the first process, each of which judges its share.
 
     images: (N, 3, H, W) uint8, in the plan's order.  load: a judge by its name; each is loaded alone and dropped
     before the next, so that memory holds one at a time.
     Raises RewardError for a judge REWARD_bxb whose reward is no cosine.
     """
-    prompts = plan["prompt"].to_list()
+    prompts, batches = plan["prompt"].to_list(), batches or Batches(plan.height, config.batch_size)
     columns: dict[str, Tensor] = {}
     for name in dict.fromkeys(judge.removesuffix(MATRIX) for judge in (*config.judges, config.diversity_judge)):
         if name == ORACLE:
-            columns[name] = _ask_oracle(images, prompts, config.batch_size)
+            columns[name] = _ask_oracle(images, prompts, batches)
             continue
         reward, matrix = load(name), name + MATRIX
         if matrix in config.judges:  # first: the next drops the text tower
-            columns[matrix] = _ask_matrix(reward, images, prompts, config.batch_size, device)
+            columns[matrix] = _ask_matrix(reward, images, prompts, batches, device)
         if name in config.judges:
-            columns[name] = _ask(reward, images, prompts, config.batch_size, device)
+            columns[name] = _ask(reward, images, prompts, batches, device)
         if name == config.diversity_judge:
-            features = _features(reward, images, config.batch_size, device)
+            features = batches.collect(_features(reward, images, batches, device))
             columns[DIVERSITY] = diversity(features, config.images_per_prompt)
         del reward
+    columns = {name: column if name == DIVERSITY else batches.collect(column) for name, column in columns.items()}
     series = [pl.Series(name, columns[name].numpy()).cast(pl.Float64) for name in (*config.judges, DIVERSITY)]
     return plan.with_columns(series)
 
@@ -61,22 +63,20 @@ def diversity(features: Tensor, images_per_prompt: int) -> Tensor:
 
 
 @torch.inference_mode()
-def _ask(reward: Reward, images: Tensor, prompts: Sequence[str], batch_size: int, device: torch.device | str) -> Tensor:
+def _ask(reward: Reward, images: Tensor, prompts: Sequence[str], batches: Batches, device: torch.device | str) -> Tensor:
     unique = list(dict.fromkeys(prompts))
     place = {prompt: row for row, prompt in enumerate(unique)}
-    text = torch.cat([reward.text_features(unique[rows]) for rows in _batches(len(unique), batch_size)])
+    text = _text_features(reward, unique, batches)
     reward.drop_text_tower()
     of_image = text[torch.tensor([place[prompt] for prompt in prompts], device=text.device)]
-    return torch.cat(
-        [
-            reward.score(from_bytes(images[rows], device), of_image[rows].to(device)).double().cpu()
-            for rows in _batches(len(images), batch_size, f"judge: {reward.name}")
-        ]
+    return batches.compute(
+        lambda rows: reward.score(from_bytes(images[rows], device), of_image[rows].to(device)).double(),
+        f"judge: {reward.name}",
     )
 
 
 @torch.inference_mode()
-def _ask_matrix(reward: Reward, images: Tensor, prompts: Sequence[str], batch_size: int, device: torch.device | str) -> Tensor:
+def _ask_matrix(reward: Reward, images: Tensor, prompts: Sequence[str], batches: Batches, device: torch.device | str) -> Tensor:
     """Each image's mean score over all prompts: the row means of the whole prompt-image matrix.
 
     A cosine is linear in the prompt's features, so the mean over the prompts is the score of their mean.
@@ -85,31 +85,24 @@ def _ask_matrix(reward: Reward, images: Tensor, prompts: Sequence[str], batch_si
         raise RewardError(
             f"Judge {reward.name + MATRIX!r}: {reward.name} is no cosine of prompt and image, only those have a matrix"
         )
-    unique = list(dict.fromkeys(prompts))
-    text = torch.cat([reward.text_features(unique[rows]) for rows in _batches(len(unique), batch_size)])
+    text = _text_features(reward, list(dict.fromkeys(prompts)), batches)
     mean = text.double().mean(0, keepdim=True).to(text)
-    return torch.cat(
-        [
-            reward.score(from_bytes(images[rows], device), mean.expand(rows.stop - rows.start, -1)).double().cpu()
-            for rows in _batches(len(images), batch_size, f"judge: {reward.name + MATRIX}")
-        ]
+    return batches.compute(
+        lambda rows: reward.score(from_bytes(images[rows], device), mean.expand(rows.stop - rows.start, -1)).double(),
+        f"judge: {reward.name + MATRIX}",
     )
 
 
 @torch.inference_mode()
-def _features(reward: Reward, images: Tensor, batch_size: int, device: torch.device | str) -> Tensor:
-    batches = _batches(len(images), batch_size, f"diversity: {reward.name}")
-    return torch.cat([reward.image_features(from_bytes(images[rows], device)).cpu() for rows in batches])
+def _features(reward: Reward, images: Tensor, batches: Batches, device: torch.device | str) -> Tensor:
+    return batches.compute(lambda rows: reward.image_features(from_bytes(images[rows], device)), f"diversity: {reward.name}")
 
 
-def _ask_oracle(images: Tensor, prompts: Sequence[str], batch_size: int) -> Tensor:
+def _ask_oracle(images: Tensor, prompts: Sequence[str], batches: Batches) -> Tensor:
     oracle = Oracle()
-    batches = _batches(len(images), batch_size, "judge: oracle")
-    return torch.cat([oracle.score(from_bytes(images[rows]), prompts[rows]).double() for rows in batches])
+    return batches.compute(lambda rows: oracle.score(from_bytes(images[rows]), prompts[rows]).double(), "judge: oracle")
 
 
-def _batches(length: int, batch_size: int, description: str = "") -> Iterator[slice]:
-    starts = range(0, length, batch_size)
-    shown = track(starts, description, console=console, transient=True) if description else starts
-    for start in shown:
-        yield slice(start, min(start + batch_size, length))
+def _text_features(reward: Reward, prompts: Sequence[str], batches: Batches) -> Tensor:
+    """Of all prompts, in every process: they are few beside the images."""
+    return torch.cat([reward.text_features(prompts[i : i + batches.size]) for i in range(0, len(prompts), batches.size)])

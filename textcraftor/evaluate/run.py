@@ -9,10 +9,12 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from textcraftor import parallel
 from textcraftor.artifact import base_identity, proof, written_aside
 from textcraftor.candidate import Candidate
 from textcraftor.config import MATRIX, BaseConfig, Config
 from textcraftor.errors import ModelError, PromptError, unknown
+from textcraftor.evaluate.batches import Batches
 from textcraftor.evaluate.claims import Counts, count_claims
 from textcraftor.evaluate.generation import draw, plan
 from textcraftor.evaluate.judging import score
@@ -30,18 +32,21 @@ def evaluate(config: Config, candidate: str, root: Path, device: torch.device) -
 
     Writes data/scores/CANDIDATE.parquet and data/reports/CANDIDATE (metrics.json, grid.png, report.html, in the tiny
     world claims.json), and returns the report's folder.  The base comes first: every other candidate is compared with
-    its scores and pictures.
+    its scores and pictures.  Under `torchrun` the processes divide the images among them, to draw and to judge; the
+    first of them compares and writes.
 
     Raises ModelError for an unknown candidate, one that was not trained, or when the base's evaluation is missing;
     PromptError when the base was evaluated on other prompts, and with fewer than two prompts.
     """
     if candidate not in (BASE, *config.candidates):
         raise ModelError(unknown("candidate", candidate, (BASE, *config.candidates)))
+    device = parallel.start(device)
     rows = plan(config, root)
+    batches = Batches(rows.height, config.evaluate.batch_size)
     base = None if candidate == BASE else _base_scores(config, root, rows)
     model = Candidate.find(candidate, root)
-    images = _draw(config, model, root, rows, device)
-    return measure(config, model, root, rows, images, base, lambda name: _judge(config, name, device), device)
+    images = _draw(config, model, root, rows, device, batches)
+    return measure(config, model, root, rows, images, base, lambda name: _judge(config, name, device), device, batches)
 
 
 def measure(
@@ -53,19 +58,26 @@ def measure(
     base: Scores | None,
     load: Callable[[str], Reward],
     device: torch.device | str = "cpu",
+    batches: Batches | None = None,
 ) -> Path:
     """Score, compare and report the images of one candidate; `base` is None for the base itself.
 
-    images: (N, 3, H, W) uint8 in the order of `rows`.  load: a judge by its name.
+    images: (N, 3, H, W) uint8 in the order of `rows`; of several processes, each has those of its `batches`.
+    load: a judge by its name.
     """
-    settings = config.evaluate
+    settings, report = config.evaluate, root / REPORTS / model.name
+    batches = batches or Batches(rows.height, settings.batch_size)
+    table, images = score(images, rows, settings, load, device, batches), batches.collect(images)
+    if batches.shares.rank > 0:
+        batches.shares.wait()
+        return report
     scores = Scores(
         candidate=model.name,
         digest=model.digest or base_identity(config.base),
         judges=settings.judges,
         trained_on=_trained_on(config, model.name),
         proof=_proof(config, model, root),
-        table=score(images, rows, settings, load, device),
+        table=table,
     )
     against = base or scores
     figures = compare(scores.table, against.table, settings.judges, scores.trained_on, settings)
@@ -82,22 +94,22 @@ def measure(
         base_claims=claims if base is None or claims is None else _base_claims(root),
         judged_by=_judged_by(config),
     )
-    report = root / REPORTS / model.name
     with written_aside(report) as aside:
         write_report(aside, evaluation)
         scores.write(root / SCORES / f"{model.name}.parquet")
+    batches.shares.wait()
     return report
 
 
-def _draw(config: Config, model: Candidate, root: Path, rows: pl.DataFrame, device: torch.device) -> Tensor:
-    """Every image of the plan; the models are gone from memory when the judges come."""
+def _draw(config: Config, model: Candidate, root: Path, rows: pl.DataFrame, device: torch.device, batches: Batches) -> Tensor:
+    """Every image of the plan, or this process's; the models are gone from memory when the judges come."""
     latents = read_heldout_latents(config, root)
     sampler = Sampler(load_base(config.base, device), config.chain, config.sampler.switch_at)
     tuned = load_candidate(model, sampler.base)
     return draw(
         rows,
         lambda prompts, seeds, where: sampler.generate(prompts, seeds, tuned, latents[where]),
-        config.evaluate.batch_size,
+        batches,
     )
 
 
