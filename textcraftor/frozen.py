@@ -1,8 +1,8 @@
 """Layers of modules that are not trained: the same numbers, with less kept and, on a CPU, more quickly.
 
 torch's convolution keeps its input for the gradient of its weights even where nobody wants that; gated GELU keeps what it
-could compute again. And a weight that never changes can be packed once for oneDNN, which multiplies float32 matrices
-about twice as fast on AMD's processors as the library that `torch.nn.Linear` calls.
+could compute again. And a weight that never changes can be packed once for oneDNN, which on some processors multiplies
+float32 matrices much faster than the library behind `torch.nn.Linear`.
 """
 
 from typing import Any, cast
@@ -12,8 +12,6 @@ import torch.nn.functional as F
 from diffusers.models.activations import GEGLU
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
-
-MULTIPLY = torch.ops.mkldnn._linear_pointwise
 
 
 def economise(module: nn.Module) -> None:
@@ -37,11 +35,11 @@ class FrozenLinear(nn.Linear):
         """rows @ weight.T + bias."""
         if not _is_packed(rows):
             return F.linear(rows, self.weight, self.bias)
-        return cast(Tensor, MULTIPLY(rows, self._packed(False), self.bias, "none", [], ""))
+        return _multiply(rows, self._packed(False), self.bias)
 
     def times_transposed(self, rows: Tensor) -> Tensor:
         """rows @ weight."""
-        return MULTIPLY(rows, self._packed(True), None, "none", [], "") if _is_packed(rows) else rows @ self.weight
+        return _multiply(rows, self._packed(True), None) if _is_packed(rows) else rows @ self.weight
 
     def _packed(self, transposed: bool) -> Tensor:
         """The weight in oneDNN's order, made again when it has changed."""
@@ -73,6 +71,10 @@ class FrozenGEGLU(GEGLU):
 def _carries_gradient(layer: Any) -> bool:
     """Through a frozen layer. Where none is carried, torch's own kernels: a prefix has the same bits, cached or not."""
     return torch.is_grad_enabled() and not layer.weight.requires_grad
+
+
+def _multiply(rows: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    return cast(Tensor, torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], ""))
 
 
 def _is_packed(rows: Tensor) -> bool:
