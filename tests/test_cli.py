@@ -38,7 +38,7 @@ def test_config_prints_the_resolved_whole(
         ("profile: tiny\nsampler: {switch_at: 1.4}", ["config"], "fraction of the chain"),
         ("profile: tiny\nfoo: 1", ["curate"], "Unknown key 'foo'"),
         ("profile: tiny\nmix: {balanced: {hps: 1}}", ["prepare"], "Unknown reward 'hps'"),
-        ("profile: tiny", ["train", "--mix", "nope"], "Unknown mix 'nope'. Known: aesthetic, balanced."),
+        ("profile: tiny", ["train", "--mix", "nope"], "Unknown mix 'nope'. Known: aesthetic, balanced, paper."),
         ("profile: tiny", ["train", "--mix", "balanced"], "data/tiny/base"),
         ("profile: tiny", ["prepare"], "data/tiny/base"),
         ("profile: tiny", ["prepare", "--device", "cuda:99"], "Device 'cuda:99' cannot be used"),
