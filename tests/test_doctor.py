@@ -107,7 +107,7 @@ def test_the_arithmetic_of_a_plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     made = plan.plan(load(ROOT / "params.yaml", {"train": {"batch_size": 3, "accumulation": 4}}), "balanced", ROOT)
     again = plan.plan(load(ROOT / "params.yaml", {"train": {"gradient_checkpointing": True}}), "balanced", ROOT)
     assert made is not None and again is not None
-    assert made.batch == 24 and made.work.total == 10 and again.work.total == 15  # METHOD 6
+    assert made.batch == 24 and made.work.total == 10 and again.work.total == 15  # forwards; the published code: 40
     assert again.memory["UNet activations"] / 24 == pytest.approx(made.memory["UNet activations"] / 3 / 5)
     assert made.memory["tuned copy, gradient, AdamW"] == 16 * made.trainable
     assert made.seconds(10, 1e12) == pytest.approx(10 * sum(made.flops.values()) / (1e12 * plan.EFFICIENCY))

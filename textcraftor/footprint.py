@@ -191,10 +191,6 @@ class _Fused(torch.autograd.Function):
         ctx.save_for_backward(query, key, value, out)
         return out
 
-    @staticmethod
-    def backward(ctx: Any, *grad: Tensor) -> Any:
-        raise NotImplementedError("shapes alone: nothing goes back")
-
 
 @contextmanager
 def _fused_attention() -> Iterator[None]:

@@ -33,7 +33,7 @@ PLACEHOLDERS = ("a lighthouse on a cliff at dusk, oil painting", "a small red ci
 
 @dataclass(frozen=True)
 class UNetWork:
-    """Guided UNet forwards of one sample, a backward pass to the inputs counted as one (METHOD section 6).
+    """Guided UNet forwards of one sample, a backward pass to the inputs counted as one.
 
     before: up to the switch, where no cache holds the prefix.  tuned: behind it.  recomputed: by checkpointing, or because
     a step's graph is built apart.  graphs: how many steps' activations are held at a time.
@@ -139,7 +139,7 @@ def _plan(config: Config, mix: str, costs: Footprint) -> Plan:
 
 
 def unet_work(tune: TuneConfig, tuned_steps: int, before: int = 0) -> UNetWork:
-    """Of the gradient variants (METHOD section 5). tuned_steps: behind the switch; before: those that no cache holds.
+    """Of the gradient variants (`objective`). tuned_steps: behind the switch; before: those that no cache holds.
 
     `random` and `one_step` draw how many steps they take; this is the most.
     """

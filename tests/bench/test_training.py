@@ -1,4 +1,4 @@
-"""The bench: both steps have the same gradient, and the work is counted as METHOD counts it."""
+"""The bench: both steps have the same gradient, and the work is counted in UNet forwards."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A plain training step with the semantics of the published code, to measure ours against (METHOD: 40 UNet forwards).
+"""A plain training step with the semantics of the published code, to measure ours against: 40 UNet forwards.
 
 Nothing is cached: the whole chain, the prompts' features and both embeddings are computed in every step. The steps that
 carry gradient are checkpointed. UNet, VAE and rewards keep `requires_grad`, so weight gradients are computed for them
