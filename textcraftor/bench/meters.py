@@ -47,6 +47,13 @@ def resident_bytes(modules: Iterable[nn.Module]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
+def unwanted_bytes(modules: Iterable[nn.Module]) -> int:
+    """Gradients that lie in the modules' weights; what they share counts once."""
+    weights = {weight.data_ptr(): weight for module in modules for weight in module.parameters()}
+    gradients = [weight.grad for weight in weights.values() if weight.grad is not None]
+    return sum(gradient.numel() * gradient.element_size() for gradient in gradients)
+
+
 @contextlib.contextmanager
 def counted(unet: nn.Module, rows: int) -> Iterator[dict[str, float]]:
     """Count a UNet's work on a batch of `rows` guided samples, in forwards of one guided step of all of them.

@@ -1,9 +1,9 @@
 """A plain training step with the semantics of the published code, to measure ours against: 40 UNet forwards.
 
 Nothing is cached: the whole chain, the prompts' features and both embeddings are computed in every step. The steps that
-carry gradient are checkpointed. UNet, VAE and rewards keep `requires_grad`, so weight gradients are computed for them
-and thrown away. It shares no code with `Sampler` or `Objective`; what differs from the published code is what would
-make another gradient: rewards are scored as ours are (`docs/decisions/published-code.md`).
+carry gradient are checkpointed. UNet, VAE and rewards keep `requires_grad`, so weight gradients are computed for them,
+which nobody reads and nobody zeroes. It shares no code with `Sampler` or `Objective`; what differs from the published
+code is what would make another gradient: rewards are scored as ours are (`docs/decisions/published-code.md`).
 """
 
 from collections.abc import Mapping, Sequence

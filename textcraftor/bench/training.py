@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from textcraftor.acceleration import accelerate
-from textcraftor.bench.meters import counted, peak_bytes, resident_bytes, seconds, spread
+from textcraftor.bench.meters import counted, peak_bytes, resident_bytes, seconds, spread, unwanted_bytes
 from textcraftor.bench.reference import PlainLoop
 from textcraftor.config import Config, TuneConfig
 from textcraftor.errors import ConfigError, unknown
-from textcraftor.frozen import economise
+from textcraftor.frozen import derived_bytes, economise
 from textcraftor.models import Base, TunedModel, load_base
 from textcraftor.objective import Objective
 from textcraftor.rewards import Reward, RewardMix, load_rewards
@@ -64,8 +64,7 @@ class Contest:
     def turn(self, name: str) -> Callable[[], None]:
         """The step of `reference`, `cached` or `inline`, to be called now: models set as it wants them, no gradients."""
         theirs = name == "reference"
-        for module in (self.encoder, *self.plain.modules):
-            module.zero_grad(set_to_none=True)
+        self.encoder.zero_grad(set_to_none=True)  # the published code zeroes no other module's, which stay in memory
         for module in self.plain.modules:
             module.requires_grad_(theirs)
         form = torch.channels_last if self.tune.channels_last and not theirs else torch.contiguous_format
@@ -97,12 +96,15 @@ class Contest:
         return {name: round(seconds(part, self.device)[0], 4) for name, part in parts.items()}
 
     def resident(self) -> tuple[int, int]:
-        """Bytes of weights held by (the reference, ours). Ends the contest: ours drops the rewards' text towers."""
+        """Bytes held between steps by (the reference, ours): weights and what is kept of them; unwanted gradients.
+
+        Ends the contest: ours drops the rewards' text towers.
+        """
         pipe: list[nn.Module] = [self.base.pipe.unet, self.base.pipe.vae, self.base.text_encoder, self.encoder]
-        theirs = resident_bytes([*pipe, *self.rewards.values()])
+        theirs = resident_bytes([*pipe, *self.rewards.values()]) + unwanted_bytes(self.plain.modules)
         for reward in self.rewards.values():
             reward.drop_text_tower()
-        return theirs, resident_bytes([*pipe, *self.rewards.values()])
+        return theirs, resident_bytes([*pipe, *self.rewards.values()]) + derived_bytes(self.plain.modules)
 
     def _ours(self, batch: Batch) -> None:
         tuned = TunedModel(self.encoder)

@@ -1,6 +1,7 @@
 """Frozen layers: torch's own numbers to rounding, less kept for the way back, and torch's own bits where nothing goes back."""
 
 import copy
+import gc
 from collections.abc import Callable
 
 import pytest
@@ -8,12 +9,22 @@ import torch
 from diffusers.models.activations import GEGLU
 from torch import Tensor, nn
 
-from textcraftor.frozen import FrozenConv2d, FrozenLinear, economise
+from textcraftor.frozen import derived_bytes, economise, kernels
+from textcraftor.frozen.layers import FrozenConv2d, FrozenLinear
+
+
+@pytest.fixture(params=[True, False], ids=["MKL", "oneDNN"], autouse=True)
+def multiplies_with(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways to multiply, whichever this processor would take."""
+    monkeypatch.setattr(kernels, "_is_intel", lambda: request.param)
+
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "linear": (lambda: nn.Linear(24, 40), (3, 5, 24)),
     "linear without bias": (lambda: nn.Linear(24, 40, bias=False), (7, 24)),
     "convolution": (lambda: nn.Conv2d(8, 16, 3, padding=1), (2, 8, 9, 9)),
+    "convolution of 1 x 1": (lambda: nn.Conv2d(8, 16, 1), (2, 8, 9, 7)),
+    "padded beyond its kernel": (lambda: nn.Conv2d(8, 16, 3, padding=3), (2, 8, 9, 9)),
     "strided convolution": (lambda: nn.Conv2d(8, 16, 3, stride=2, padding=1, groups=2), (2, 8, 9, 9)),
     "padded otherwise": (lambda: nn.Conv2d(8, 16, 3, padding="same", padding_mode="reflect"), (2, 8, 9, 9)),
     "gated": (lambda: GEGLU(24, 40), (3, 5, 24)),
@@ -94,6 +105,18 @@ def test_weights_that_changed_are_packed_anew() -> None:
             layer.weight.mul_(2)
     for theirs, ours in zip(forward_and_back(plain, given), forward_and_back(frozen, given), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_what_is_kept_of_a_weight_goes_with_it() -> None:
+    _, frozen, given = layers("convolution")
+    assert derived_bytes([frozen]) == 0
+    forward_and_back(frozen, given)
+    assert derived_bytes([frozen]) == frozen.weight.nbytes
+    gc.collect()  # of other tests' layers
+    before = len(kernels._derived)
+    del frozen
+    gc.collect()
+    assert len(kernels._derived) == before - 1
 
 
 def test_names_and_kinds_stay() -> None:

@@ -1,0 +1,173 @@
+"""What frozen layers and blocks compute with: forwards, and backwards to the input alone.
+
+Nothing here records a graph. Images are channels-last on a CPU, where oneDNN convolves that way without reordering;
+tokens are (B, T, C). A weight that never changes is kept in the order that its kernel wants.
+"""
+
+import functools
+import platform
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
+from torch.utils.weak import WeakTensorKeyDictionary
+
+aten = torch.ops.aten
+_derived = WeakTensorKeyDictionary()  # weight -> {kind: (what it was made from, tensor)}; goes with the weight
+
+
+def carries_gradient(module: nn.Module) -> bool:
+    """Whether a gradient goes through a module whose weights want none."""
+    return torch.is_grad_enabled() and not any(weight.requires_grad for weight in module.parameters())
+
+
+def carries_gradient_on_cpu(module: nn.Module) -> bool:
+    """The same of a block, whose kernels are the CPU's and float32; elsewhere torch.compile does what it does."""
+    weight = next(module.parameters())
+    return weight.device.type == "cpu" and weight.dtype == torch.float32 and carries_gradient(module)
+
+
+def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """rows @ weight.T + bias: (..., I) -> (..., O)."""
+    if not _is_packed(rows):
+        return F.linear(rows, weight, bias)
+    packed = derived(weight, "packed", lambda: torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), None))
+    return _multiply(rows, packed, bias)
+
+
+def linear_back(grad: Tensor, weight: Tensor) -> Tensor:
+    """grad @ weight: (..., O) -> (..., I)."""
+    if not _is_packed(grad):
+        return grad @ weight
+    make = lambda: torch.ops.mkldnn._reorder_linear_weight(weight.detach().T.contiguous(), None)  # noqa: E731
+    return _multiply(grad, derived(weight, "packed transposed", make), None)
+
+
+def convolve(layer: nn.Conv2d, images: Tensor) -> Tensor:
+    """The layer's convolution with zero padding."""
+    images = _in_order(images)
+    if layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.groups == 1 and images.device.type == "cpu":
+        return to_images(linear(to_tokens(images), layer.weight.flatten(1), layer.bias), images)
+    return F.conv2d(images, layer.weight, layer.bias, layer.stride, cast(Any, layer.padding), layer.dilation, layer.groups)
+
+
+def convolve_back(layer: nn.Conv2d, grad: Tensor, shape: torch.Size) -> Tensor:
+    """The gradient to the images, of `shape`: with a stride of 1 it is a convolution with the kernels turned around."""
+    grad, weight = _in_order(grad), layer.weight
+    turned = tuple(size - 1 - padding for size, padding in zip(layer.kernel_size, cast(Any, layer.padding), strict=True))
+    if layer.stride != (1, 1) or layer.dilation != (1, 1) or layer.groups != 1 or grad.device.type != "cpu" or min(turned) < 0:
+        settings = (layer.stride, cast(Any, layer.padding), layer.dilation, layer.groups)
+        return cast(Tensor, conv2d_input(cast(Any, shape), weight, grad, *settings))
+    if layer.kernel_size == (1, 1):
+        return to_images(linear_back(to_tokens(grad), weight.flatten(1)), grad)
+    make = lambda: _in_order(weight.detach().transpose(0, 1).flip(2, 3))  # noqa: E731
+    return F.conv2d(grad, derived(weight, "turned", make), None, 1, turned)
+
+
+def group_norm(layer: nn.GroupNorm, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(normalised, mean, 1 / deviation)."""
+    b, c, h, w = images.shape
+    return cast(Any, aten.native_group_norm(images, layer.weight, layer.bias, b, c, h * w, layer.num_groups, layer.eps))
+
+
+def group_norm_back(layer: nn.GroupNorm, grad: Tensor, images: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+    """The gradient to `images`, with what `group_norm` returned beside them."""
+    b, c, h, w = images.shape
+    back = aten.native_group_norm_backward
+    return cast(
+        Tensor, back(_in_order(grad), images, mean, scale, layer.weight, b, c, h * w, layer.num_groups, [True, False, False])[0]
+    )
+
+
+def layer_norm(layer: nn.LayerNorm, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(normalised, mean, 1 / deviation)."""
+    return cast(Any, aten.native_layer_norm(tokens, layer.normalized_shape, layer.weight, layer.bias, layer.eps))
+
+
+def layer_norm_back(layer: nn.LayerNorm, grad: Tensor, tokens: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+    """The gradient to `tokens`."""
+    back = aten.native_layer_norm_backward
+    wanted = [True, False, False]
+    return cast(Tensor, back(grad, tokens, layer.normalized_shape, mean, scale, layer.weight, layer.bias, wanted)[0])
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """Attention of (B, T, C) queries to keys and values (B, S, C): (B, T, C), and the softmax's logarithmic sum."""
+    out, logsumexp = aten._scaled_dot_product_flash_attention_for_cpu(*(_split(t, heads) for t in (q, k, v)))
+    return _merged(out), logsumexp
+
+
+def attend_back(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, heads: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients to q, k and v, with what `attend` returned."""
+    split = [_split(t, heads) for t in (grad, q, k, v, out)]
+    grads = aten._scaled_dot_product_flash_attention_for_cpu_backward(*split, logsumexp, 0.0, False)
+    return cast(Any, tuple(map(_merged, grads)))
+
+
+def to_tokens(images: Tensor) -> Tensor:
+    """(B, C, h, w) -> (B, h*w, C); no copy of channels-last images."""
+    return images.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def to_images(tokens: Tensor, like: Tensor) -> Tensor:
+    """(B, h*w, C) -> (B, C, h, w), channels-last; h and w are those of `like`."""
+    return tokens.reshape(len(tokens), *like.shape[-2:], -1).permute(0, 3, 1, 2)
+
+
+def derived(weight: Tensor, kind: str, make: Callable[[], Tensor]) -> Tensor:
+    """What `make` makes of a weight, made again when the weight has changed. A view is its base, and where it lies in it."""
+    owner = weight if weight._base is None else weight._base
+    place = (kind, weight.storage_offset(), weight.shape)
+    state = (weight.data_ptr(), weight._version)
+    kept = _derived.setdefault(owner, {})
+    if place not in kept or kept[place][0] != state:
+        kept[place] = state, make()
+    return cast(Tensor, kept[place][1])
+
+
+def derived_bytes(modules: Iterable[nn.Module]) -> int:
+    """The memory of what `derived` keeps of the modules' weights."""
+    weights = {id(weight): weight for module in modules for weight in module.parameters()}
+    made = [tensor for weight in weights.values() for _, tensor in _derived.get(weight, {}).values()]
+    return sum(_bytes(tensor) for tensor in made)
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _multiply(rows: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    return cast(Tensor, torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], ""))
+
+
+def _is_packed(rows: Tensor) -> bool:
+    plain = rows.device.type == "cpu" and rows.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    return plain and not _is_intel()
+
+
+@functools.cache
+def _is_intel() -> bool:
+    """Whether MKL, behind torch's own multiplications, is on the processor it was made for. On others oneDNN is faster."""
+    try:
+        return "GenuineIntel" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return "Intel" in platform.processor()
+
+
+def _in_order(images: Tensor) -> Tensor:
+    return images.contiguous(memory_format=torch.channels_last if images.device.type == "cpu" else torch.contiguous_format)
+
+
+def _split(tokens: Tensor, heads: int) -> Tensor:
+    batch, length, width = tokens.shape
+    return tokens.view(batch, length, heads, width // heads).transpose(1, 2)
+
+
+def _merged(heads: Tensor) -> Tensor:
+    return heads.transpose(1, 2).flatten(2)
