@@ -5,7 +5,6 @@ embeddings and z_0: the encoder runs once whatever lies behind it, images are de
 is chosen (`batch_size`, `decode_size`, `gradient`) bounds the memory. A cut changes no gradient, not even its bits.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -123,25 +122,38 @@ class Objective:
         size, totals = len(leaf), dict[str, float]()
         for start in range(0, size, self.tune.decode_size or size):
             stop = min(size, start + (self.tune.decode_size or size))
-            few = batch.part(start, stop)
-            total, rewards = self.mix(self.sampler.decode(leaf[start:stop]), few.text_features, few.rows)
-            if not self.in_step:
-                _refuse_nonfinite(rewards, few.prompts)
-            loss, part = -total.mean(), len(total) / size
-            (loss * part * share).backward()
-            for name, value in {"loss": loss.detach(), **{n: v.detach().mean() for n, v in rewards.items()}}.items():
+            few, part = batch.part(start, stop), (stop - start) / size
+            images = self.sampler.decode(leaf[start:stop])
+            gradient, total, rewards = self._judge(images.detach(), few, part * share)
+            images.backward(gradient)
+            for name, value in {"loss": -total.mean(), **{n: v.mean() for n, v in rewards.items()}}.items():
                 totals[name] = totals.get(name, 0.0) + float(value) * part
         assert leaf.grad is not None
         return leaf.grad, totals
+
+    def _judge(self, images: Tensor, batch: Batch, share: float) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """(d(share * loss)/d images, the total, each reward): one reward's graph in memory at a time.
+
+        The last reward goes first, as it does in a graph of them all: the same gradient, bit for bit.
+        """
+        leaf, rewards = images.requires_grad_(True), dict[str, Tensor]()
+        for name in reversed(self.mix.weights):
+            value = self.mix.score(name, leaf, batch.text_features, batch.rows)
+            if not self.in_step:
+                _refuse_nonfinite(name, value, batch.prompts)
+            (-(self.mix.weights[name] * value).mean() * share).backward()
+            rewards[name] = value.detach()
+        rewards = {name: rewards[name] for name in self.mix.weights}
+        assert leaf.grad is not None
+        return leaf.grad, self.mix.total(rewards), rewards
 
     def _draw(self, step: int) -> np.random.Generator:
         return np.random.default_rng([self.tune.seed, step])
 
 
-def _refuse_nonfinite(rewards: Mapping[str, Tensor], prompts: list[str]) -> None:
-    broken = [name for name, values in rewards.items() if not torch.isfinite(values).all()]
-    if broken:
+def _refuse_nonfinite(name: str, values: Tensor, prompts: list[str]) -> None:
+    if not torch.isfinite(values).all():
         raise TrainingError(
-            f"Reward {', '.join(broken)} is not finite for a prompt among {prompts[:3]}...; "
+            f"Reward {name} is not finite for a prompt among {prompts[:3]}...; "
             "nothing was updated. Lower the learning rate, or leave the reward out of the mix"
         )

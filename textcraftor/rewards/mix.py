@@ -37,9 +37,16 @@ class RewardMix:
         rows: which of the B the images are, where a batch is scored in parts.
         Raises RewardError when a reward's text features are missing or do not fit.
         """
+        parts = {name: self.score(name, images, text_features, rows) for name in self.rewards}
+        return self.total(parts), parts
+
+    def score(self, name: str, images: Tensor, text_features: Mapping[str, Tensor], rows: slice = slice(None)) -> Tensor:
+        """One reward's own, unweighted (b,). Raises RewardError when its text features are missing or do not fit."""
         if absent := self.rewards.keys() - text_features.keys():
             got = ", ".join(text_features) or "none"
             raise RewardError(f"No text features for {', '.join(sorted(absent))}; got those of: {got}")
-        parts = {name: reward.score_rows(images, text_features[name], rows) for name, reward in self.rewards.items()}
-        total = torch.stack([self.weights[name] * part for name, part in parts.items()]).sum(dim=0)
-        return total, parts
+        return self.rewards[name].score_rows(images, text_features[name], rows)
+
+    def total(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """The weighted sum of all rewards' (b,)."""
+        return torch.stack([self.weights[name] * parts[name] for name in self.weights]).sum(dim=0)
