@@ -99,6 +99,14 @@ def base(base_folder: Path) -> Base:
     return load_base(BaseConfig(path=str(base_folder), resolution=32), torch.device("cpu"))
 
 
+@pytest.fixture
+def exact_base(base: Base) -> Base:
+    """The same in float64, where gradients that are equal in exact arithmetic agree on any processor."""
+    for module in (base.pipe.unet, base.pipe.vae, base.pipe.text_encoder):
+        module.double()
+    return base
+
+
 class Redness(Reward):
     """A reward with no model: how red an image is, more so for longer prompts."""
 

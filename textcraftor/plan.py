@@ -114,7 +114,7 @@ def _plan(config: Config, mix: str, costs: Footprint) -> Plan:
         "tuned copy, gradient, AdamW": float((TRAINED_BYTES + (AVERAGE_BYTES if tune.ema_decay else 0)) * trainable),
         "UNet activations": costs.unet.saved * tune.batch_size * work.graphs,
         "VAE activations": _vae_activations(config, costs.vae, at_once),
-        "reward activations": sum(tower.saved for tower in towers) * at_once,
+        "reward activations": max((tower.saved for tower in towers), default=0) * at_once,  # one at a time
         "text encoder activations": sum(encoder.saved for encoder in costs.text_encoders.values()) * (tune.batch_size + 1),
     }
     flops = {

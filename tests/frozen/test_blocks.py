@@ -10,6 +10,7 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import CLIPVisionConfig
@@ -19,6 +20,7 @@ from textcraftor.frozen import economise
 from textcraftor.frozen.resnet import FrozenResnetBlock2D
 from textcraftor.frozen.tower import FrozenCLIPEncoderLayer, FrozenResidualAttentionBlock
 from textcraftor.frozen.transformer import FrozenTransformer2DModel
+from textcraftor.frozen.upsample import FrozenUpsample2D
 
 from ..families import new_unet, new_vae
 from .test_layers import kept, multiplies_with
@@ -42,6 +44,7 @@ BLOCKS: dict[str, tuple[type, Callable[[], nn.Module], tuple[tuple[int, ...], ..
         lambda: ResnetBlock2D(in_channels=16, out_channels=24, temb_channels=None, groups=4, output_scale_factor=2.0),
         (IMAGES,),
     ),
+    "upsampled": (FrozenUpsample2D, lambda: Upsample2D(16, use_conv=True, out_channels=24), (IMAGES,)),
     "transformer": (FrozenTransformer2DModel, transformer, (IMAGES, (3, 7, 12))),
     "transformer of two blocks, linear": (
         FrozenTransformer2DModel,
@@ -175,6 +178,9 @@ def test_keys_of_a_prompt_are_computed_once_a_chain_and_anew_for_another() -> No
 
 def test_what_a_block_does_not_know_is_the_librarys() -> None:
     plain, frozen, (images, prompts) = blocks("transformer")
+    up, own, (small,) = blocks("upsampled")
+    for block in (up, own):
+        assert block(small.clone().requires_grad_(), output_size=(9, 13)).shape[-2:] == (9, 13)
     mask = torch.zeros(3, 7)
     mask[:, :2] = -10000.0
     ours, theirs = (block(images.requires_grad_(), prompts, encoder_attention_mask=mask).sample for block in (frozen, plain))
@@ -215,4 +221,4 @@ def test_a_whole_unet_and_a_whole_decoder(projection: bool) -> None:
     for theirs, ours in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
     kinds = {type(module) for module in (*unet.modules(), *vae.modules())}
-    assert {FrozenResnetBlock2D, FrozenTransformer2DModel} <= kinds
+    assert {FrozenResnetBlock2D, FrozenTransformer2DModel, FrozenUpsample2D} <= kinds

@@ -54,8 +54,8 @@ class TuneConfig(Section):
     )
     frozen_kernels: bool = Field(
         False,
-        description="layers that are not trained keep nothing for a weight gradient, and on a CPU multiply with weights packed "
-        "for oneDNN: less memory, faster, other rounding",
+        description="layers that are not trained keep nothing for a weight gradient; on a CPU in float32 whole blocks are one "
+        "node of the graph and compute cheap parts again going back: less memory, faster, other rounding",
     )
     compile: bool = Field(
         False, description="torch.compile of UNet and decoder where they carry gradient: minutes at the start, then faster"

@@ -15,6 +15,7 @@ from textcraftor.frozen.layers import FrozenConv2d, FrozenGEGLU, FrozenLinear
 from textcraftor.frozen.resnet import FrozenResnetBlock2D
 from textcraftor.frozen.tower import FrozenCLIPEncoderLayer, FrozenResidualAttentionBlock
 from textcraftor.frozen.transformer import FrozenTransformer2DModel
+from textcraftor.frozen.upsample import FrozenUpsample2D
 
 __all__ = ["derived_bytes", "economise"]
 
@@ -23,6 +24,7 @@ KINDS = (
     FrozenConv2d,
     FrozenGEGLU,
     FrozenResnetBlock2D,
+    FrozenUpsample2D,
     FrozenTransformer2DModel,
     FrozenResidualAttentionBlock,
     FrozenCLIPEncoderLayer,

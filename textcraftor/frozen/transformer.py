@@ -76,17 +76,15 @@ def _attentions(block: Any) -> tuple[Any, Any]:
 
 
 class _Kept(NamedTuple):
-    """What one block keeps for the way back. Queries, keys, values and the gate are computed from it again."""
+    """What one block keeps for the way back. What norms and projections made of it is computed again."""
 
     tokens: Tensor
     attended: Tensor
     logsumexp: Tensor
-    after_self: Tensor
     cross_k: Tensor
     cross_v: Tensor
     cross_attended: Tensor
     cross_logsumexp: Tensor
-    after_cross: Tensor
 
 
 class _Transformer(torch.autograd.Function):
@@ -131,27 +129,28 @@ def _forward(block: Any, tokens: Tensor, prompt_embeds: Tensor) -> tuple[Tensor,
 
     hidden, gate = _gated(block, layer_norm(block.norm3, after_cross)[0])
     out = _project(block.ff.net[2], F.gelu(gate).mul_(hidden)).add_(after_cross)
-    of_cross = (cross_k, cross_v, cross_attended, cross_logsumexp)
-    return out, _Kept(tokens, attended, logsumexp, after_self, *of_cross, after_cross)
+    return out, _Kept(tokens, attended, logsumexp, cross_k, cross_v, cross_attended, cross_logsumexp)
 
 
 def _backward(block: Any, grad: Tensor, kept: _Kept, goes_on: bool) -> tuple[Tensor, Tensor]:
     """The gradients to the block's tokens (where it goes on from there) and to the prompt's embeddings."""
     attn, cross = block.attn1, block.attn2
-    normed, mean, scale = layer_norm(block.norm3, kept.after_cross)
+    after_self = _project(attn.to_out[0], kept.attended).add_(kept.tokens)
+    after_cross = _project(cross.to_out[0], kept.cross_attended).add_(after_self)
+    normed, mean, scale = layer_norm(block.norm3, after_cross)
     hidden, gate = _gated(block, normed)
     back = linear_back(grad, block.ff.net[2].weight)
     to_hidden, to_gate = back * F.gelu(gate), aten.gelu_backward(back.mul_(hidden), gate)
     (of_hidden, _), (of_gate, _) = _halves(block.ff.net[0].proj)
     back = linear_back(to_gate, of_gate).add_(linear_back(to_hidden, of_hidden))
-    grad = layer_norm_back(block.norm3, back, kept.after_cross, mean, scale).add_(grad)
+    grad = layer_norm_back(block.norm3, back, after_cross, mean, scale).add_(grad)
 
-    normed, mean, scale = layer_norm(block.norm2, kept.after_self)
+    normed, mean, scale = layer_norm(block.norm2, after_self)
     crossed = (_project(cross.to_q, normed), kept.cross_k, kept.cross_v, kept.cross_attended, kept.cross_logsumexp)
     to_q, to_k, to_v = attend_back(linear_back(grad, cross.to_out[0].weight), *crossed, cross.heads)
     to_prompt = linear_back(to_k, cross.to_k.weight).add_(linear_back(to_v, cross.to_v.weight))
     back = linear_back(to_q, cross.to_q.weight)
-    grad = layer_norm_back(block.norm2, back, kept.after_self, mean, scale).add_(grad)
+    grad = layer_norm_back(block.norm2, back, after_self, mean, scale).add_(grad)
     if not goes_on:
         return grad, to_prompt
 
