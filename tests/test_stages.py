@@ -186,17 +186,23 @@ def test_two_processes_prepare_the_same_bytes(
     assert contents(tmp_path / "data/latents") == alone
 
 
+def apart(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """The largest relative distance of a row; rounding, which differs with the batch and the processor, is far below 1e-4."""
+    return float(((ours - theirs).flatten(1).norm(dim=1) / theirs.flatten(1).norm(dim=1)).max())
+
+
 def test_cached_latents_are_what_the_sampler_would_compute(run: Config, tmp_path: Path) -> None:
     prepare(run, tmp_path, CPU)
     table = train_table(run, tmp_path)
     prompts, seeds = table["prompt"].to_list(), table["seed"].to_list()
     sampler = Sampler(load_base(run.base, CPU), run.chain, run.train.switch_at)
     stored = read_train_latents(run, tmp_path)
-    torch.testing.assert_close(stored[:], sampler.prefix(prompts, seeds), atol=1e-4, rtol=1e-4)
+    assert apart(stored[:], sampler.prefix(prompts, seeds)) <= 1e-4
     batch = slice(2, 4)  # as `prepare` drew it
     assert torch.equal(stored[batch], sampler.prefix(prompts[batch], seeds[batch]))
     assert torch.equal(stored[batch], InlinePrefixes(sampler, table)[[2, 3]]), "inline: the same batch, the same bits"
-    torch.testing.assert_close(stored[[5, 2, 7]], InlinePrefixes(sampler, table)[[5, 2, 7]], atol=1e-4, rtol=1e-4)
+    assert apart(stored[[5, 2, 7]], InlinePrefixes(sampler, table)[[5, 2, 7]]) <= 1e-4
+    assert apart(stored[[5, 2, 7]], stored[[5, 7, 2]]) > 0.1, "and rows are told apart"
     half = changed(run, {"prepare": {"dtype": "float16"}})
     prepare(half, tmp_path, CPU)
     assert torch.equal(read_train_latents(half, tmp_path)[:], stored_rows(run, tmp_path, sampler).half())

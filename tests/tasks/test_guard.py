@@ -39,7 +39,10 @@ def wait_for_members(folder: Path) -> list[int]:
 
 
 def alive(process_id: int) -> bool:
-    return psutil.pid_exists(process_id) and psutil.Process(process_id).status() != psutil.STATUS_ZOMBIE
+    try:
+        return psutil.Process(process_id).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def all_gone(members: list[int], seconds: float = 15) -> bool:
