@@ -63,6 +63,40 @@ def test_the_cuts_change_no_bit_of_the_gradient(base: Base, tuned: TunedModel) -
     assert torch.equal(direct, gradient(made, tuned))
 
 
+class Warmth(Redness):
+    """Another reward, not linear in the images."""
+
+    def score(self, images: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
+        return images.square().mean((1, 2, 3)) * text_features[:, 0]
+
+
+class Deaf(Redness):
+    def score(self, images: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
+        return super().score(images.detach(), text_features)
+
+
+def with_rewards(made: Objective, rewards: dict[str, Redness]) -> tuple[Objective, Batch]:
+    mix = RewardMix(rewards, {name: 10.0 / (1 + place) for place, name in enumerate(rewards)})
+    rows = dataclasses.replace(batch(made), text_features={name: r.text_features(PROMPTS) for name, r in rewards.items()})
+    return dataclasses.replace(made, mix=mix), rows
+
+
+def test_one_reward_after_the_other_changes_no_bit_of_the_gradient(base: Base, tuned: TunedModel) -> None:
+    made, rows = with_rewards(objective(base), {"red": Redness(), "warm": Warmth(), "red again": Redness()})
+    latents = made.sampler.finish(rows.latents, base.conditioning(PROMPTS, tuned), None, 3).detach().requires_grad_(True)
+    total, parts = made.mix(made.sampler.decode(latents), rows.text_features)
+    (-total.mean()).backward()
+    ours, values = made._score(latents.detach(), rows, 1.0)
+    assert latents.grad is not None and torch.equal(ours, latents.grad)
+    assert values == {"loss": float(-total.mean()), **{name: float(value.mean()) for name, value in parts.items()}}
+
+
+def test_a_reward_without_a_gradient_is_named(base: Base, tuned: TunedModel) -> None:
+    made, rows = with_rewards(objective(base), {"red": Redness(), "deaf": Deaf()})
+    with pytest.raises(TrainingError, match="Reward deaf sends no gradient"):
+        made.backward(rows, tuned, 0)
+
+
 @pytest.mark.parametrize("decode_size", [1, 3])
 def test_decoding_in_slices_is_the_same_gradient(base: Base, tuned: TunedModel, decode_size: int) -> None:
     whole, sliced = (gradient(objective(base, decode_size=size), tuned) for size in (None, decode_size))

@@ -141,6 +141,11 @@ class Objective:
             value = self.mix.score(name, leaf, batch.text_features, batch.rows)
             if not self.in_step:
                 _refuse_nonfinite(name, value, batch.prompts)
+            if not value.requires_grad:
+                raise TrainingError(
+                    f"Reward {name} sends no gradient to the images, so nothing can be trained by it. Score them "
+                    "differentiably, or leave it out of the mix and make it a judge"
+                )
             (-(self.mix.weights[name] * value).mean() * share).backward()
             rewards[name] = value.detach()
         rewards = {name: rewards[name] for name in self.mix.weights}

@@ -49,7 +49,7 @@ def linear_back(grad: Tensor, weight: Tensor) -> Tensor:
 
 def convolve(layer: nn.Conv2d, images: Tensor) -> Tensor:
     """The layer's convolution with zero padding."""
-    images = _in_order(images)
+    images = in_order(images)
     if layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.groups == 1 and images.device.type == "cpu":
         return to_images(linear(to_tokens(images), layer.weight.flatten(1), layer.bias), images)
     return F.conv2d(images, layer.weight, layer.bias, layer.stride, cast(Any, layer.padding), layer.dilation, layer.groups)
@@ -57,14 +57,14 @@ def convolve(layer: nn.Conv2d, images: Tensor) -> Tensor:
 
 def convolve_back(layer: nn.Conv2d, grad: Tensor, shape: torch.Size) -> Tensor:
     """The gradient to the images, of `shape`: with a stride of 1 it is a convolution with the kernels turned around."""
-    grad, weight = _in_order(grad), layer.weight
+    grad, weight = in_order(grad), layer.weight
     turned = tuple(size - 1 - padding for size, padding in zip(layer.kernel_size, cast(Any, layer.padding), strict=True))
     if layer.stride != (1, 1) or layer.dilation != (1, 1) or layer.groups != 1 or grad.device.type != "cpu" or min(turned) < 0:
         settings = (layer.stride, cast(Any, layer.padding), layer.dilation, layer.groups)
         return cast(Tensor, conv2d_input(cast(Any, shape), weight, grad, *settings))
     if layer.kernel_size == (1, 1):
         return to_images(linear_back(to_tokens(grad), weight.flatten(1)), grad)
-    make = lambda: _in_order(weight.detach().transpose(0, 1).flip(2, 3))  # noqa: E731
+    make = lambda: in_order(weight.detach().transpose(0, 1).flip(2, 3))  # noqa: E731
     return F.conv2d(grad, derived(weight, "turned", make), None, 1, turned)
 
 
@@ -79,7 +79,7 @@ def group_norm_back(layer: nn.GroupNorm, grad: Tensor, images: Tensor, mean: Ten
     b, c, h, w = images.shape
     back = aten.native_group_norm_backward
     return cast(
-        Tensor, back(_in_order(grad), images, mean, scale, layer.weight, b, c, h * w, layer.num_groups, [True, False, False])[0]
+        Tensor, back(in_order(grad), images, mean, scale, layer.weight, b, c, h * w, layer.num_groups, [True, False, False])[0]
     )
 
 
@@ -108,6 +108,11 @@ def attend_back(
     split = [_split(t, heads) for t in (grad, q, k, v, out)]
     grads = aten._scaled_dot_product_flash_attention_for_cpu_backward(*split, logsumexp, 0.0, False)
     return cast(Any, tuple(map(_merged, grads)))
+
+
+def in_order(images: Tensor) -> Tensor:
+    """The images in the order that convolutions are quickest in: channels-last on a CPU."""
+    return images.contiguous(memory_format=torch.channels_last if images.device.type == "cpu" else torch.contiguous_format)
 
 
 def to_tokens(images: Tensor) -> Tensor:
@@ -158,10 +163,6 @@ def _is_intel() -> bool:
         return "GenuineIntel" in Path("/proc/cpuinfo").read_text()
     except OSError:
         return "Intel" in platform.processor()
-
-
-def _in_order(images: Tensor) -> Tensor:
-    return images.contiguous(memory_format=torch.channels_last if images.device.type == "cpu" else torch.contiguous_format)
 
 
 def _split(tokens: Tensor, heads: int) -> Tensor:

@@ -14,6 +14,7 @@ from textcraftor.frozen.kernels import (
     convolve_back,
     group_norm,
     group_norm_back,
+    in_order,
     linear,
 )
 
@@ -41,7 +42,7 @@ class _Block(torch.autograd.Function):
     def forward(ctx: Any, images: Tensor, temb: Tensor | None, block: Any) -> Tensor:
         if temb is not None and temb.requires_grad:
             raise RuntimeError("A frozen residual block sends no gradient to the timestep's embedding")
-        images = images.contiguous(memory_format=torch.channels_last)
+        images = in_order(images)
         normed, *first = group_norm(block.norm1, images)
         inner = convolve(block.conv1, F.silu(normed, inplace=True))
         if block.time_emb_proj is not None and temb is not None:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock
 from torch import Tensor, nn
-from transformers.activations import QuickGELUActivation
+from transformers.activations import GELUActivation, QuickGELUActivation
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from textcraftor.frozen.kernels import (
@@ -106,7 +106,7 @@ def _is_quick(activation: nn.Module) -> bool:
 def _known(activation: nn.Module) -> bool:
     """GELU in full, or CLIP's quick approximation of it."""
     exact = isinstance(activation, nn.GELU) and activation.approximate == "none"
-    return exact or _is_quick(activation) or type(activation).__name__ == "GELUActivation"
+    return exact or isinstance(activation, GELUActivation) or _is_quick(activation)
 
 
 def _activate(activation: nn.Module) -> Callable[[Tensor], Tensor]:

@@ -19,6 +19,7 @@ from textcraftor.frozen.kernels import (
     carries_gradient_on_cpu,
     group_norm,
     group_norm_back,
+    in_order,
     layer_norm,
     layer_norm_back,
     linear,
@@ -90,7 +91,7 @@ class _Kept(NamedTuple):
 class _Transformer(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor, prompt_embeds: Tensor, model: Any) -> Tensor:
-        images = images.contiguous(memory_format=torch.channels_last)
+        images = in_order(images)
         normed, *norm = group_norm(model.norm, images)
         tokens, kept = _project(model.proj_in, to_tokens(normed)), list[Tensor]()
         for block in model.transformer_blocks:
@@ -103,7 +104,7 @@ class _Transformer(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         model, (images, mean, scale, *kept) = ctx.model, ctx.saved_tensors
-        grad, to_prompt, size = grad.contiguous(memory_format=torch.channels_last), None, len(_Kept._fields)
+        grad, to_prompt, size = in_order(grad), None, len(_Kept._fields)
         back = linear_back(to_tokens(grad), model.proj_out.weight.flatten(1))
         for index in reversed(range(len(model.transformer_blocks))):
             of_block = _Kept(*kept[index * size : (index + 1) * size])
@@ -170,7 +171,7 @@ def _own(attn: Any, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _gated(block: Any, normed: Tensor) -> tuple[Tensor, Tensor]:
     """What is gated, and the gate before its GELU.
 
-    Two products rather than one that is cut in two: GELU of a strided half takes ten times as long on a CPU.
+    Two products rather than one that is cut in two: GELU of a strided half is many times slower on a CPU.
     """
     return cast(Any, tuple(linear(normed, weight, bias) for weight, bias in _halves(block.ff.net[0].proj)))
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
-from textcraftor.frozen.kernels import carries_gradient_on_cpu, derived
+from textcraftor.frozen.kernels import carries_gradient_on_cpu, derived, in_order
 
 
 class FrozenUpsample2D(Upsample2D):
@@ -36,8 +36,8 @@ class _Upsample(torch.autograd.Function):
         ctx.conv = conv
         b, _, h, w = images.shape
         weight = derived(conv.weight, "phases", lambda: _phases(conv.weight))
-        four = F.conv2d(images.contiguous(memory_format=torch.channels_last), weight, padding=1)
-        out = images.new_empty(b, conv.out_channels, 2 * h, 2 * w).contiguous(memory_format=torch.channels_last)
+        four = F.conv2d(in_order(images), weight, padding=1)
+        out = in_order(images.new_empty(b, conv.out_channels, 2 * h, 2 * w))
         for row, column, phase in _each(four):
             out[:, :, row::2, column::2] = phase
         return out.add_(cast(Tensor, conv.bias)[:, None, None])
@@ -45,8 +45,8 @@ class _Upsample(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         conv, (b, c, h, w) = ctx.conv, grad.shape
-        turned = derived(conv.weight, "phases turned", lambda: _in_order(_phases(conv.weight).transpose(0, 1).flip(2, 3)))
-        four = _in_order(grad.new_zeros(b, 4 * c, h // 2 + 1, w // 2 + 1))
+        turned = derived(conv.weight, "phases turned", lambda: in_order(_phases(conv.weight).transpose(0, 1).flip(2, 3)))
+        four = in_order(grad.new_zeros(b, 4 * c, h // 2 + 1, w // 2 + 1))
         for row, column, phase in _each(four):
             phase.copy_(grad[:, :, row::2, column::2])
         return F.conv2d(four, turned), None
@@ -59,7 +59,7 @@ def _phases(weight: Tensor) -> Tensor:
         first, second, third = kernel.unbind(dim)
         return torch.stack([first, second + third], dim), torch.stack([first + second, third], dim)
 
-    return _in_order(torch.cat([place for rows in pair(weight.detach(), 2) for place in pair(rows, 3)]))
+    return in_order(torch.cat([place for rows in pair(weight.detach(), 2) for place in pair(rows, 3)]))
 
 
 def _each(four: Tensor) -> list[tuple[int, int, Tensor]]:
@@ -68,7 +68,3 @@ def _each(four: Tensor) -> list[tuple[int, int, Tensor]]:
     places = ((0, 0), (0, 1), (1, 0), (1, 1))
     quarters = zip(places, four.chunk(4, dim=1), strict=True)
     return [(r, c, part[:, :, r : r + height, c : c + width]) for (r, c), part in quarters]
-
-
-def _in_order(tensor: Tensor) -> Tensor:
-    return tensor.contiguous(memory_format=torch.channels_last)
