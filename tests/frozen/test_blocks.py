@@ -204,6 +204,16 @@ def test_what_is_kept_is_saved_by_autograds_rules(name: str) -> None:
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("name", ["open_clip", "CLIP"])
+def test_a_masked_layer_of_a_tower_is_the_librarys(name: str) -> None:
+    plain, frozen, (tokens,) = blocks(name)
+    mask = torch.full((5, 5), float("-inf")).triu(1)
+    given = {"attn_mask": mask} if name == "open_clip" else {"attention_mask": mask.expand(3, 1, 5, 5)}
+    ours, theirs = (block(tokens.clone().requires_grad_(), **given) for block in (frozen, plain))
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(ours, call(frozen, [tokens.clone().requires_grad_()]), atol=1e-3), "a mask matters here"
+
+
 @pytest.mark.parametrize("projection", [False, True], ids=["SD 1.x", "SD 2.x"])
 def test_a_whole_unet_and_a_whole_decoder(projection: bool) -> None:
     torch.manual_seed(0)

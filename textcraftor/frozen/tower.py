@@ -42,7 +42,8 @@ class FrozenCLIPEncoderLayer(CLIPEncoderLayer):
 
     def forward(self, hidden_states: Tensor, attention_mask: Any = None, **kwargs: Any) -> Tensor:
         attn, mlp = self.self_attn, self.mlp
-        if attention_mask is not None or not _known(mlp.activation_fn) or kwargs.get("is_causal"):
+        masked = attention_mask is not None or any(isinstance(given, Tensor) or given is True for given in kwargs.values())
+        if masked or not _known(mlp.activation_fn):
             return cast(Tensor, super().forward(hidden_states, attention_mask, **kwargs))
         if not carries_gradient_on_cpu(self) or (self.training and attn.dropout):
             return cast(Tensor, super().forward(hidden_states, attention_mask, **kwargs))
