@@ -22,6 +22,7 @@ from textcraftor.conditioning import Conditioning
 from textcraftor.config import BaseConfig
 from textcraftor.errors import ConfigError, ModelError, unknown
 from textcraftor.loading import ENCODERS, assemble, load_master, load_module, load_pipeline
+from textcraftor.memory import keep_freed_memory
 from textcraftor.negative import NegativeEmbedding
 from textcraftor.sharding import is_split
 from textcraftor.weights import check_fit
@@ -180,12 +181,14 @@ def choose_device(device: str = "auto", cpu_threads: int | None = None) -> torch
     if cpu_threads:
         torch.set_num_threads(cpu_threads)
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
         raise ModelError(f"Device {device!r} cannot be used: {str(error).splitlines()[0]}. Try cpu, cuda or auto") from None
+    if chosen.type == "cpu":
+        keep_freed_memory()
     return chosen
 
 

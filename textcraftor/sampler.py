@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from textcraftor.conditioning import Conditioning
 from textcraftor.config import ChainConfig, switch_step
 from textcraftor.errors import ModelError
+from textcraftor.frozen.twins import twins
 from textcraftor.models import Base, TunedModel
 from textcraftor.solver import Memory, Solver
 
@@ -110,7 +111,7 @@ class Sampler:
 
     def guided(self, latents: Tensor, conditioning: Conditioning, place: int, unet: nn.Module) -> Tensor:
         """What the UNet predicts at a place of the solver's timesteps, guided: (B, C, h, w)."""
-        pair = self.solver.scale(torch.cat([latents, latents]), place).to(self.base.dtype)
+        pair = twins(self.solver.scale(latents, place).to(self.base.dtype))
         with self.base.autocast(unet):
             predicted = self.call_unet(unet, pair, self.solver.timesteps[place], conditioning.unet_inputs)
         uncond, cond = predicted.to(latents.dtype).chunk(2)

@@ -16,10 +16,11 @@ from torch.utils.checkpoint import checkpoint
 from transformers import CLIPVisionConfig
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
-from textcraftor.frozen import economise
+from textcraftor.frozen import economise, kernels
 from textcraftor.frozen.resnet import FrozenResnetBlock2D
 from textcraftor.frozen.tower import FrozenCLIPEncoderLayer, FrozenResidualAttentionBlock
 from textcraftor.frozen.transformer import FrozenTransformer2DModel
+from textcraftor.frozen.twins import twins
 from textcraftor.frozen.upsample import FrozenUpsample2D
 
 from ..families import new_unet, new_vae
@@ -96,9 +97,8 @@ def test_the_same_numbers_and_the_same_gradients_as_one_node(name: str) -> None:
     for theirs, ours in zip(forward_and_back(plain, given), forward_and_back(frozen, given), strict=True):
         torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=2e-5)
     made = call(frozen, [tensor.clone().requires_grad_() for tensor in given])
-    assert made.grad_fn is not None and all(
-        node is None or "Accumulate" in node.name() for node, _ in made.grad_fn.next_functions
-    )
+    nodes = [node.name() for node, _ in made.grad_fn.next_functions if node is not None]
+    assert nodes and all(name in ("torch::autograd::AccumulateGrad", "_LinearBackward") for name in nodes), "a prompt's keys"
 
 
 @pytest.mark.parametrize("name", BLOCKS)
@@ -232,3 +232,54 @@ def test_a_whole_unet_and_a_whole_decoder(projection: bool) -> None:
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
     kinds = {type(module) for module in (*unet.modules(), *vae.modules())}
     assert {FrozenResnetBlock2D, FrozenTransformer2DModel, FrozenUpsample2D} <= kinds
+
+
+@pytest.mark.parametrize("name", ["open_clip", "open_clip, quick", "CLIP", "CLIP, quick"])
+def test_a_last_layer_whose_class_token_alone_is_used_sends_the_same_gradient(name: str) -> None:
+    plain, frozen, (tokens,) = blocks(name)
+    found = []
+    for block in (plain, frozen):
+        leaf = tokens.clone().requires_grad_()
+        found.append(torch.autograd.grad(call(block, [leaf])[:, 0].pow(3).sum(), leaf)[0])
+    torch.testing.assert_close(found[1], found[0], atol=2e-5, rtol=2e-5)
+    assert found[0][:, 1:].abs().max() > 1e-3, "by way of keys and values it reaches the others"
+
+
+def test_a_decoders_residual_blocks_are_one_node_too() -> None:
+    """Their norms are of the kind "group", which is the plain one where no timestep comes in."""
+    decoder = new_vae(norm_num_groups=4).eval().requires_grad_(False)
+    economise(decoder)
+    blocks_of_it = [module for module in decoder.decoder.modules() if isinstance(module, ResnetBlock2D)]
+    assert blocks_of_it and all(block._is_plain for block in blocks_of_it)
+    shifted = ResnetBlock2D(in_channels=16, temb_channels=8, groups=4, time_embedding_norm="scale_shift")
+    economise(shifted)
+    assert not shifted._is_plain
+
+
+@pytest.mark.parametrize("projection", [False, True], ids=["SD 1.x", "SD 2.x"])
+def test_what_both_halves_of_guidance_share_is_computed_once(projection: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    unet = new_unet(12, use_linear_projection=projection).eval().requires_grad_(False)
+    economise(unet)
+    latents, prompts = torch.randn(2, 4, 4, 4), torch.randn(4, 5, 12)
+    found, rows = [], []
+    normed = kernels.group_norm
+    monkeypatch.setattr("textcraftor.frozen.resnet.group_norm", lambda layer, x: (rows.append(len(x)), normed(layer, x))[1])
+    for pair in (lambda half: torch.cat([half, half]), twins):
+        leaves = [latents.clone().requires_grad_(), prompts.clone().requires_grad_()]
+        noise_pred = unet(pair(leaves[0]), 500, encoder_hidden_states=leaves[1]).sample
+        found.append([noise_pred.detach(), *torch.autograd.grad(noise_pred.pow(3).sum(), leaves)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=2e-5, rtol=2e-5)
+    apart, shared = rows[: len(rows) // 2], rows[len(rows) // 2 :]
+    assert set(apart) == {4} and shared.count(2) >= 2 and set(shared) == {2, 4}, "the first block's norms, there and back"
+
+
+def test_a_timestep_that_differs_between_the_halves_is_not_shared() -> None:
+    """SDXL adds the prompt to it."""
+    torch.manual_seed(0)
+    block = ResnetBlock2D(in_channels=16, temb_channels=8, groups=4).eval().requires_grad_(False)
+    images, temb = torch.randn(2, 16, 4, 4).requires_grad_(), torch.randn(4, 8)
+    theirs = block(torch.cat([images, images]), temb)
+    economise(block)
+    torch.testing.assert_close(block(twins(images), temb), theirs, atol=1e-5, rtol=1e-5)

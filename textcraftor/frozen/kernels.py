@@ -22,7 +22,7 @@ _derived = WeakTensorKeyDictionary()  # weight -> {kind: (what it was made from,
 
 def carries_gradient(module: nn.Module) -> bool:
     """Whether a gradient goes through a module whose weights want none."""
-    return torch.is_grad_enabled() and not any(weight.requires_grad for weight in module.parameters())
+    return torch.is_grad_enabled() and not _is_trained(module)
 
 
 def carries_gradient_on_cpu(module: nn.Module) -> bool:
@@ -39,33 +39,45 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return _multiply(rows, packed, bias)
 
 
-def linear_back(grad: Tensor, weight: Tensor) -> Tensor:
-    """grad @ weight: (..., O) -> (..., I)."""
+def linear_back(grad: Tensor, weight: Tensor, onto: Tensor | None = None) -> Tensor:
+    """grad @ weight: (..., O) -> (..., I); added to `onto`, of two dimensions, where that is given."""
     if not _is_packed(grad):
-        return grad @ weight
+        return grad @ weight if onto is None else onto.addmm_(grad, weight)
     make = lambda: torch.ops.mkldnn._reorder_linear_weight(weight.detach().T.contiguous(), None)  # noqa: E731
-    return _multiply(grad, derived(weight, "packed transposed", make), None)
+    back = _multiply(grad, derived(weight, "packed transposed", make), None)
+    return back if onto is None else onto.add_(back)
 
 
 def convolve(layer: nn.Conv2d, images: Tensor) -> Tensor:
     """The layer's convolution with zero padding."""
-    images = in_order(images)
-    if layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.groups == 1 and images.device.type == "cpu":
-        return to_images(linear(to_tokens(images), layer.weight.flatten(1), layer.bias), images)
-    return F.conv2d(images, layer.weight, layer.bias, layer.stride, cast(Any, layer.padding), layer.dilation, layer.groups)
+    images, weight = in_order(images), layer.weight
+    if images.device.type == "cpu" and layer.groups == 1:
+        if layer.kernel_size == (1, 1) and layer.stride == (1, 1):
+            return to_images(linear(to_tokens(images), weight.flatten(1), layer.bias), images)
+        if _cuts_patches(layer, images.shape):
+            rows = _patches(images, layer.kernel_size)
+            out = linear(rows.flatten(0, 2), weight.flatten(1), layer.bias)
+            return out.view(*rows.shape[:3], -1).permute(0, 3, 1, 2)
+        weight = derived(weight, "in order", lambda: in_order(weight.detach()))
+    return F.conv2d(images, weight, layer.bias, layer.stride, cast(Any, layer.padding), layer.dilation, layer.groups)
 
 
 def convolve_back(layer: nn.Conv2d, grad: Tensor, shape: torch.Size) -> Tensor:
     """The gradient to the images, of `shape`: with a stride of 1 it is a convolution with the kernels turned around."""
     grad, weight = in_order(grad), layer.weight
-    turned = tuple(size - 1 - padding for size, padding in zip(layer.kernel_size, cast(Any, layer.padding), strict=True))
-    if layer.stride != (1, 1) or layer.dilation != (1, 1) or layer.groups != 1 or grad.device.type != "cpu" or min(turned) < 0:
-        settings = (layer.stride, cast(Any, layer.padding), layer.dilation, layer.groups)
-        return cast(Tensor, conv2d_input(cast(Any, shape), weight, grad, *settings))
-    if layer.kernel_size == (1, 1):
-        return to_images(linear_back(to_tokens(grad), weight.flatten(1)), grad)
-    make = lambda: in_order(weight.detach().transpose(0, 1).flip(2, 3))  # noqa: E731
-    return F.conv2d(grad, derived(weight, "turned", make), None, 1, turned)
+    if grad.device.type == "cpu" and layer.groups == 1:
+        if layer.kernel_size == (1, 1) and layer.stride == (1, 1):
+            return to_images(linear_back(to_tokens(grad), weight.flatten(1)), grad)
+        if _cuts_patches(layer, shape):
+            (b, c, h, w), size = shape, layer.kernel_size
+            rows = linear_back(to_tokens(grad), weight.flatten(1))
+            return rows.view(b, h // size[0], w // size[1], c, *size).permute(0, 3, 1, 4, 2, 5).reshape(shape)
+        turned = tuple(size - 1 - padding for size, padding in zip(layer.kernel_size, cast(Any, layer.padding), strict=True))
+        if layer.stride == (1, 1) and layer.dilation == (1, 1) and min(turned) >= 0:
+            make = lambda: in_order(weight.detach().transpose(0, 1).flip(2, 3))  # noqa: E731
+            return F.conv2d(grad, derived(weight, "turned", make), None, 1, turned)
+    settings = (layer.stride, cast(Any, layer.padding), layer.dilation, layer.groups)
+    return cast(Tensor, conv2d_input(cast(Any, shape), weight, grad, *settings))
 
 
 def group_norm(layer: nn.GroupNorm, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -95,17 +107,17 @@ def layer_norm_back(layer: nn.LayerNorm, grad: Tensor, tokens: Tensor, mean: Ten
     return cast(Tensor, back(grad, tokens, layer.normalized_shape, mean, scale, layer.weight, layer.bias, wanted)[0])
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> tuple[Tensor, Tensor]:
-    """Attention of (B, T, C) queries to keys and values (B, S, C): (B, T, C), and the softmax's logarithmic sum."""
-    out, logsumexp = aten._scaled_dot_product_flash_attention_for_cpu(*(_split(t, heads) for t in (q, k, v)))
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, batch: int) -> tuple[Tensor, Tensor]:
+    """Attention of (B * T, C) queries to B * S keys and values: (B * T, C), and the softmax's logarithmic sum, (B, T)."""
+    out, logsumexp = aten._scaled_dot_product_flash_attention_for_cpu(*(_split(t, heads, batch) for t in (q, k, v)))
     return _merged(out), logsumexp
 
 
 def attend_back(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, heads: int
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, heads: int, batch: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients to q, k and v, with what `attend` returned."""
-    split = [_split(t, heads) for t in (grad, q, k, v, out)]
+    split = [_split(t, heads, batch) for t in (grad, q, k, v, out)]
     grads = aten._scaled_dot_product_flash_attention_for_cpu_backward(*split, logsumexp, 0.0, False)
     return cast(Any, tuple(map(_merged, grads)))
 
@@ -116,24 +128,33 @@ def in_order(images: Tensor) -> Tensor:
 
 
 def to_tokens(images: Tensor) -> Tensor:
-    """(B, C, h, w) -> (B, h*w, C); no copy of channels-last images."""
-    return images.permute(0, 2, 3, 1).flatten(1, 2)
+    """(B, C, h, w) -> (B*h*w, C); no copy of channels-last images."""
+    return images.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def to_images(tokens: Tensor, like: Tensor) -> Tensor:
-    """(B, h*w, C) -> (B, C, h, w), channels-last; h and w are those of `like`."""
-    return tokens.reshape(len(tokens), *like.shape[-2:], -1).permute(0, 3, 1, 2)
+    """(B*h*w, C) -> (B, C, h, w), channels-last; h and w are those of `like`."""
+    return tokens.view(-1, *like.shape[-2:], tokens.shape[-1]).permute(0, 3, 1, 2)
 
 
-def derived(weight: Tensor, kind: str, make: Callable[[], Tensor]) -> Tensor:
-    """What `make` makes of a weight, made again when the weight has changed. A view is its base, and where it lies in it."""
+def derived(weight: Tensor, kind: str, make: Callable[[], Tensor], *others: Tensor) -> Tensor:
+    """What `make` makes of a weight and others, made again when one has changed. A view is its base and its place."""
     owner = weight if weight._base is None else weight._base
     place = (kind, weight.storage_offset(), weight.shape)
-    state = (weight.data_ptr(), weight._version)
+    state = tuple((of.data_ptr(), of._version) for of in (weight, *others))
     kept = _derived.setdefault(owner, {})
     if place not in kept or kept[place][0] != state:
         kept[place] = state, make()
     return cast(Tensor, kept[place][1])
+
+
+def stacked(*layers: Any) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of linear layers with the same input as one layer's, whose output is theirs side by side."""
+    weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
+    weight = derived(weights[0], "stacked", lambda: torch.cat([of.detach() for of in weights]), *weights[1:])
+    if any(bias is None for bias in biases):
+        return weight, None
+    return weight, derived(biases[0], "stacked", lambda: torch.cat([of.detach() for of in biases]), *biases[1:])
 
 
 def derived_bytes(modules: Iterable[nn.Module]) -> int:
@@ -147,28 +168,50 @@ def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
+def _is_trained(module: nn.Module) -> bool:
+    """Whether any weight wants a gradient. Asked at every call, and several times quicker than by `parameters()`."""
+    if any(weight is not None and weight.requires_grad for weight in module._parameters.values()):
+        return True
+    return any(child is not None and _is_trained(child) for child in module._modules.values())
+
+
+def _cuts_patches(layer: nn.Conv2d, shape: torch.Size) -> bool:
+    """Whether the kernel's places do not overlap and cover the images: a vision transformer's first layer."""
+    whole = all(side % size == 0 for side, size in zip(shape[2:], layer.kernel_size, strict=True))
+    return whole and layer.stride == layer.kernel_size and layer.padding == (0, 0) and layer.dilation == (1, 1)
+
+
+def _patches(images: Tensor, size: tuple[int, ...]) -> Tensor:
+    """(B, C, h * kh, w * kw) -> (B, h, w, C * kh * kw)."""
+    b, c, height, width = images.shape
+    cut = images.view(b, c, height // size[0], size[0], width // size[1], size[1])
+    return cut.permute(0, 2, 4, 1, 3, 5).flatten(3)
+
+
 def _multiply(rows: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
     return cast(Tensor, torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], ""))
 
 
 def _is_packed(rows: Tensor) -> bool:
-    plain = rows.device.type == "cpu" and rows.dtype == torch.float32 and torch.backends.mkldnn.is_available()
-    return plain and not _is_intel()
+    return _packs() and rows.device.type == "cpu" and rows.dtype == torch.float32
 
 
 @functools.cache
+def _packs() -> bool:
+    """Whether oneDNN multiplies, with packed weights. MKL, behind torch's own, is as quick on Intel's processors alone."""
+    return torch.backends.mkldnn.is_available() and not _is_intel()
+
+
 def _is_intel() -> bool:
-    """Whether MKL, behind torch's own multiplications, is on the processor it was made for. On others oneDNN is faster."""
     try:
         return "GenuineIntel" in Path("/proc/cpuinfo").read_text()
     except OSError:
         return "Intel" in platform.processor()
 
 
-def _split(tokens: Tensor, heads: int) -> Tensor:
-    batch, length, width = tokens.shape
-    return tokens.view(batch, length, heads, width // heads).transpose(1, 2)
+def _split(tokens: Tensor, heads: int, batch: int) -> Tensor:
+    return tokens.view(batch, -1, heads, tokens.shape[-1] // heads).transpose(1, 2)
 
 
 def _merged(heads: Tensor) -> Tensor:
-    return heads.transpose(1, 2).flatten(2)
+    return heads.transpose(1, 2).flatten(2).flatten(0, 1)

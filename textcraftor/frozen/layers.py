@@ -8,6 +8,7 @@ from diffusers.models.activations import GEGLU
 from torch import Tensor, nn
 
 from textcraftor.frozen.kernels import carries_gradient, convolve, convolve_back, linear, linear_back
+from textcraftor.frozen.twins import shared_half, twins
 
 
 class FrozenLinear(nn.Linear):
@@ -21,8 +22,11 @@ class FrozenConv2d(nn.Conv2d):
     """Keeps no input: the gradient to it does not depend on it."""
 
     def forward(self, input: Tensor) -> Tensor:
-        plain = self.padding_mode != "zeros" or isinstance(self.padding, str)
-        return super().forward(input) if plain or not carries_gradient(self) else cast(Tensor, _Conv2d.apply(input, self))
+        if self.padding_mode != "zeros" or isinstance(self.padding, str) or not carries_gradient(self):
+            return super().forward(input)
+        half = shared_half(input)
+        out = cast(Tensor, _Conv2d.apply(half, self))
+        return out if half is input else twins(out)
 
 
 class FrozenGEGLU(GEGLU):

@@ -17,6 +17,7 @@ from textcraftor.frozen.kernels import (
     in_order,
     linear,
 )
+from textcraftor.frozen.twins import shared_half, twins
 
 
 class FrozenResnetBlock2D(ResnetBlock2D):
@@ -25,16 +26,25 @@ class FrozenResnetBlock2D(ResnetBlock2D):
     def forward(self, input_tensor: Tensor, temb: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
         if not (self._is_plain and carries_gradient_on_cpu(self)):
             return cast(Tensor, super().forward(input_tensor, temb, *args, **kwargs))
-        return cast(Tensor, _Block.apply(input_tensor, temb, self))
+        half = shared_half(input_tensor)
+        if half is input_tensor or not _is_twice(temb):
+            return cast(Tensor, _Block.apply(input_tensor, temb, self))
+        return twins(cast(Tensor, _Block.apply(half, temb if temb is None else temb[: len(half)], self)))
 
     @property
     def _is_plain(self) -> bool:
-        """As Stable Diffusion's blocks are. A timestep's embedding comes from weights that are frozen too."""
+        """As Stable Diffusion's blocks are, the VAE's too: its kind of norm is "group". A timestep's embedding is frozen."""
         return (
             isinstance(self.nonlinearity, nn.SiLU)
-            and self.time_embedding_norm == "default"
+            and (self.time_embedding_norm == "default" or self.time_emb_proj is None)
+            and self.time_embedding_norm != "scale_shift"
             and not (self.skip_time_act or self.up or self.down or (self.training and self.dropout.p))
         )
+
+
+def _is_twice(temb: Tensor | None) -> bool:
+    """Whether the timestep's embedding is the same for both halves of guidance. SDXL adds the prompt to it."""
+    return temb is None or torch.equal(*temb.chunk(2))
 
 
 class _Block(torch.autograd.Function):
@@ -68,6 +78,6 @@ class _Block(torch.autograd.Function):
 
 
 def _norm_silu_back(norm: nn.GroupNorm, grad: Tensor, images: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
-    """Through SiLU(norm(images)); what the norm gave is computed again."""
-    grad = aten.silu_backward(grad, group_norm(norm, images)[0])
+    """Through SiLU(norm(images)), in the place of `grad`; what the norm gave is computed again."""
+    aten.silu_backward.grad_input(grad, group_norm(norm, images)[0], grad_input=grad)
     return group_norm_back(norm, grad, images, mean, scale)

@@ -20,6 +20,7 @@ from textcraftor.frozen.kernels import (
     layer_norm_back,
     linear,
     linear_back,
+    stacked,
 )
 
 
@@ -32,7 +33,7 @@ class FrozenResidualAttentionBlock(ResidualAttentionBlock):
         known = plain and attn.in_proj_weight is not None and _known(self.mlp.gelu)
         if not known or any(given is not None for given in (k_x, v_x, attn_mask)) or not carries_gradient_on_cpu(self):
             return cast(Tensor, super().forward(q_x, k_x, v_x, attn_mask))
-        qkv = tuple(zip(attn.in_proj_weight.chunk(3), attn.in_proj_bias.chunk(3), strict=True))
+        qkv = attn.in_proj_weight, attn.in_proj_bias
         parts = _Parts(self.ln_1, qkv, attn.out_proj, attn.num_heads, self.ln_2, self.mlp.c_fc, self.mlp.gelu, self.mlp.c_proj)
         return cast(Tensor, _Layer.apply(q_x, parts))
 
@@ -47,7 +48,7 @@ class FrozenCLIPEncoderLayer(CLIPEncoderLayer):
             return cast(Tensor, super().forward(hidden_states, attention_mask, **kwargs))
         if not carries_gradient_on_cpu(self) or (self.training and attn.dropout):
             return cast(Tensor, super().forward(hidden_states, attention_mask, **kwargs))
-        qkv = tuple((layer.weight, layer.bias) for layer in (attn.q_proj, attn.k_proj, attn.v_proj))
+        qkv = stacked(attn.q_proj, attn.k_proj, attn.v_proj)
         norms = self.layer_norm1, self.layer_norm2
         parts = _Parts(norms[0], qkv, attn.out_proj, attn.num_heads, norms[1], mlp.fc1, mlp.activation_fn, mlp.fc2)
         return cast(Tensor, _Layer.apply(hidden_states, parts))
@@ -58,7 +59,7 @@ class _Parts:
     """What both libraries' layers are made of."""
 
     norm1: nn.LayerNorm
-    qkv: tuple[tuple[Tensor, Tensor], ...]  # weight and bias of each
+    qkv: tuple[Tensor, Tensor | None]  # weight and bias of all three
     out: nn.Linear
     heads: int
     norm2: nn.LayerNorm
@@ -70,25 +71,51 @@ class _Parts:
 class _Layer(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tokens: Tensor, parts: _Parts) -> Tensor:
+        shape, batch = tokens.shape, len(tokens)
+        tokens = tokens.flatten(0, 1)
         normed, *first = layer_norm(parts.norm1, tokens)
-        q, k, v = (linear(normed, weight, bias) for weight, bias in parts.qkv)
-        attended, logsumexp = attend(q, k, v, parts.heads)
+        qkv = linear(normed, *parts.qkv)
+        q, k, v = qkv.chunk(3, dim=-1)
+        attended, logsumexp = attend(q, k, v, parts.heads, batch)
         middle = linear(attended, parts.out.weight, parts.out.bias).add_(tokens)
         normed, *second = layer_norm(parts.norm2, middle)
         inner = linear(normed, parts.up.weight, parts.up.bias)
         ctx.parts = parts
-        ctx.save_for_backward(tokens, *first, q, k, v, attended, logsumexp, middle, *second, inner)
-        return linear(_activate(parts.activation)(inner), parts.down.weight, parts.down.bias).add_(middle)
+        ctx.save_for_backward(tokens, *first, qkv, attended, logsumexp, middle, *second, inner)
+        return linear(_activate(parts.activation)(inner), parts.down.weight, parts.down.bias).add_(middle).view(shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         parts: _Parts = ctx.parts
-        tokens, mean1, scale1, q, k, v, attended, logsumexp, middle, mean2, scale2, inner = ctx.saved_tensors
+        tokens, mean, scale, qkv, attended, logsumexp, *kept = ctx.saved_tensors
+        batch, length, width = grad.shape
+        q, k, v = qkv.chunk(3, dim=-1)
+        grad = grad.flatten(0, 1)
+        if alone := _is_of_first_tokens(grad, batch):
+            # Contiguous: a layer norm's way back reads its means without their strides.
+            q, grad, attended, *kept = (_first(tensor, batch).contiguous() for tensor in (q, grad, attended, *kept))
+            logsumexp = logsumexp[:, :, :1]
+        middle, *second, inner = kept
         back = _activate_back(parts.activation)(linear_back(grad, parts.down.weight), inner)
-        back = layer_norm_back(parts.norm2, linear_back(back, parts.up.weight), middle, mean2, scale2).add_(grad)
-        grads = attend_back(linear_back(back, parts.out.weight), q, k, v, attended, logsumexp, parts.heads)
-        to_q, to_k, to_v = (linear_back(one, weight) for one, (weight, _) in zip(grads, parts.qkv, strict=True))
-        return layer_norm_back(parts.norm1, to_q.add_(to_k).add_(to_v), tokens, mean1, scale1).add_(back), None
+        back = layer_norm_back(parts.norm2, linear_back(back, parts.up.weight), middle, *second).add_(grad)
+        given = linear_back(back, parts.out.weight), q, k, v, attended, logsumexp
+        to_q, to_k, to_v = attend_back(*given, parts.heads, batch)
+        of_q, of_k, of_v = parts.qkv[0].chunk(3)
+        to_tokens = linear_back(to_v, of_v, linear_back(to_k, of_k))
+        (_first(to_tokens, batch) if alone else to_tokens).add_(linear_back(to_q, of_q))
+        to_tokens = layer_norm_back(parts.norm1, to_tokens, tokens, mean, scale)
+        (_first(to_tokens, batch) if alone else to_tokens).add_(back)
+        return to_tokens.view(batch, length, width), None
+
+
+def _is_of_first_tokens(grad: Tensor, batch: int) -> bool:
+    """Whether a gradient, (B * T, C), is that of each image's first token alone, as the class token's of the last layer."""
+    return len(grad) > batch and not bool(grad.view(batch, -1, grad.shape[-1])[:, 1:].any())
+
+
+def _first(tokens: Tensor, batch: int) -> Tensor:
+    """(B * T, X) -> (B, X): each image's first token; a view."""
+    return tokens.view(batch, -1, tokens.shape[-1])[:, 0]
 
 
 def _quick_gelu(inner: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
 """The UNet's transformer: self-attention, attention to the prompt, gated MLP; from feature map to feature map."""
 
 import weakref
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from diffusers.models.activations import GEGLU
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import AttnProcessor2_0
@@ -24,9 +24,11 @@ from textcraftor.frozen.kernels import (
     layer_norm_back,
     linear,
     linear_back,
+    stacked,
     to_images,
     to_tokens,
 )
+from textcraftor.frozen.twins import shared_half, summed
 
 
 class FrozenTransformer2DModel(Transformer2DModel):
@@ -44,7 +46,8 @@ class FrozenTransformer2DModel(Transformer2DModel):
         if asked_for_more or encoder_hidden_states is None or not (self._is_plain and carries_gradient_on_cpu(self)):
             own = super().forward
             return own(hidden_states, encoder_hidden_states, *args, return_dict=return_dict, **kwargs)
-        out = cast(Tensor, _Transformer.apply(hidden_states, encoder_hidden_states, self))
+        keys = [key for block in self.transformer_blocks for key in _of_prompt(block.attn2, encoder_hidden_states)]
+        out = cast(Tensor, _Transformer.apply(shared_half(hidden_states), self, *keys))
         return Transformer2DModelOutput(sample=out) if return_dict else (out,)
 
     @property
@@ -82,108 +85,128 @@ class _Kept(NamedTuple):
     tokens: Tensor
     attended: Tensor
     logsumexp: Tensor
-    cross_k: Tensor
-    cross_v: Tensor
     cross_attended: Tensor
     cross_logsumexp: Tensor
 
 
 class _Transformer(torch.autograd.Function):
+    """Of B images and B prompts, or of the same B images for the 2B of guidance: then all before the prompt is computed once.
+
+    Tokens are (rows, C) in here: products of matrices, without the views that more dimensions cost.
+    """
+
     @staticmethod
-    def forward(ctx: Any, images: Tensor, prompt_embeds: Tensor, model: Any) -> Tensor:
-        images = in_order(images)
+    def forward(ctx: Any, images: Tensor, model: Any, *keys: Tensor) -> Tensor:
+        images, batch = in_order(images), len(keys[0])
+        pixels = images.shape[2] * images.shape[3]
         normed, *norm = group_norm(model.norm, images)
         tokens, kept = _project(model.proj_in, to_tokens(normed)), list[Tensor]()
-        for block in model.transformer_blocks:
-            tokens, of_block = _forward(block, tokens, prompt_embeds)
+        for block, key in zip(model.transformer_blocks, _pairs(keys), strict=True):
+            tokens, of_block = _forward(block, tokens, batch, len(tokens) // pixels, key)
             kept += of_block
         ctx.model = model
-        ctx.save_for_backward(images, *norm, *kept)
-        return to_images(_project(model.proj_out, tokens), images).add_(images)
+        ctx.save_for_backward(images, *norm, *keys, *kept)
+        out = to_images(_project(model.proj_out, tokens), images)
+        for half in out.split(len(images)):
+            half.add_(images)
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         model, (images, mean, scale, *kept) = ctx.model, ctx.saved_tensors
-        grad, to_prompt, size = in_order(grad), None, len(_Kept._fields)
+        blocks, to_keys, size = model.transformer_blocks, list[Tensor](), len(_Kept._fields)
+        keys, kept = _pairs(kept[: 2 * len(blocks)]), kept[2 * len(blocks) :]
+        grad, batch = in_order(grad), len(grad)
         back = linear_back(to_tokens(grad), model.proj_out.weight.flatten(1))
-        for index in reversed(range(len(model.transformer_blocks))):
+        for index in reversed(range(len(blocks))):
             of_block = _Kept(*kept[index * size : (index + 1) * size])
             goes_on = index > 0 or ctx.needs_input_grad[0]
-            back, more = _backward(model.transformer_blocks[index], back, of_block, goes_on)
-            to_prompt = more if to_prompt is None else to_prompt.add_(more)
+            back, to_key = _backward(blocks[index], back, batch, of_block, keys[index], goes_on)
+            to_keys = [*to_key, *to_keys]
         if not ctx.needs_input_grad[0]:
-            return None, to_prompt, None
-        back = to_images(linear_back(back, model.proj_in.weight.flatten(1)), grad)
-        return group_norm_back(model.norm, back, images, mean, scale).add_(grad), to_prompt, None
+            return None, None, *to_keys
+        back = to_images(linear_back(back, model.proj_in.weight.flatten(1)), images)
+        return group_norm_back(model.norm, back, images, mean, scale).add_(summed(grad, len(images))), None, *to_keys
 
 
-def _forward(block: Any, tokens: Tensor, prompt_embeds: Tensor) -> tuple[Tensor, _Kept]:
+def _forward(block: Any, tokens: Tensor, batch: int, own: int, key: tuple[Tensor, Tensor]) -> tuple[Tensor, _Kept]:
+    """Tokens of `own` images; from the attention to the prompts on, of `batch`."""
     attn, cross = block.attn1, block.attn2
     q, k, v = _own(attn, layer_norm(block.norm1, tokens)[0])
-    attended, logsumexp = attend(q, k, v, attn.heads)
-    after_self = _project(attn.to_out[0], attended).add_(tokens)
+    attended, logsumexp = attend(q, k, v, attn.heads, own)
+    after_self = _after_self(attn, attended, tokens, batch // own)
 
     cross_q = _project(cross.to_q, layer_norm(block.norm2, after_self)[0])
-    cross_k, cross_v = _of_prompt(cross, prompt_embeds)
-    cross_attended, cross_logsumexp = attend(cross_q, cross_k, cross_v, cross.heads)
+    cross_attended, cross_logsumexp = attend(cross_q, *key, cross.heads, batch)
     after_cross = _project(cross.to_out[0], cross_attended).add_(after_self)
 
-    hidden, gate = _gated(block, layer_norm(block.norm3, after_cross)[0])
-    out = _project(block.ff.net[2], F.gelu(gate).mul_(hidden)).add_(after_cross)
-    return out, _Kept(tokens, attended, logsumexp, cross_k, cross_v, cross_attended, cross_logsumexp)
+    up, _, down = block.ff.net
+    (of_hidden, hidden_bias), (of_gate, gate_bias) = _halves(up.proj)
+    normed = layer_norm(block.norm3, after_cross)[0]
+    gated = aten.gelu_(linear(normed, of_gate, gate_bias)).mul_(linear(normed, of_hidden, hidden_bias))
+    out = _project(down, gated).add_(after_cross)
+    return out, _Kept(tokens, attended, logsumexp, cross_attended, cross_logsumexp)
 
 
-def _backward(block: Any, grad: Tensor, kept: _Kept, goes_on: bool) -> tuple[Tensor, Tensor]:
-    """The gradients to the block's tokens (where it goes on from there) and to the prompt's embeddings."""
-    attn, cross = block.attn1, block.attn2
-    after_self = _project(attn.to_out[0], kept.attended).add_(kept.tokens)
+def _backward(
+    block: Any, grad: Tensor, batch: int, kept: _Kept, key: tuple[Tensor, Tensor], goes_on: bool
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """The gradients to the block's tokens (where it goes on from there) and to the prompts' keys and values."""
+    attn, cross, own = block.attn1, block.attn2, len(kept.logsumexp)
+    after_self = _after_self(attn, kept.attended, kept.tokens, batch // own)
     after_cross = _project(cross.to_out[0], kept.cross_attended).add_(after_self)
     normed, mean, scale = layer_norm(block.norm3, after_cross)
-    hidden, gate = _gated(block, normed)
-    back = linear_back(grad, block.ff.net[2].weight)
-    to_hidden, to_gate = back * F.gelu(gate), aten.gelu_backward(back.mul_(hidden), gate)
-    (of_hidden, _), (of_gate, _) = _halves(block.ff.net[0].proj)
-    back = linear_back(to_gate, of_gate).add_(linear_back(to_hidden, of_hidden))
+    # Two products rather than one that is cut in two: GELU of a strided half is many times slower on a CPU.
+    up, _, down = block.ff.net
+    (of_hidden, hidden_bias), (of_gate, gate_bias) = _halves(up.proj)
+    hidden, gate = linear(normed, of_hidden, hidden_bias), linear(normed, of_gate, gate_bias)
+    back = linear_back(grad, down.weight)
+    to_gate = aten.gelu_backward.grad_input(hidden.mul_(back), gate, grad_input=hidden)
+    to_hidden = aten.gelu_(gate).mul_(back)
+    back = linear_back(to_hidden, of_hidden, linear_back(to_gate, of_gate))
     grad = layer_norm_back(block.norm3, back, after_cross, mean, scale).add_(grad)
 
     normed, mean, scale = layer_norm(block.norm2, after_self)
-    crossed = (_project(cross.to_q, normed), kept.cross_k, kept.cross_v, kept.cross_attended, kept.cross_logsumexp)
-    to_q, to_k, to_v = attend_back(linear_back(grad, cross.to_out[0].weight), *crossed, cross.heads)
-    to_prompt = linear_back(to_k, cross.to_k.weight).add_(linear_back(to_v, cross.to_v.weight))
+    crossed = (_project(cross.to_q, normed), *key, kept.cross_attended, kept.cross_logsumexp)
+    to_q, to_k, to_v = attend_back(linear_back(grad, cross.to_out[0].weight), *crossed, cross.heads, batch)
+    to_key = to_k.view_as(key[0]), to_v.view_as(key[1])
     back = linear_back(to_q, cross.to_q.weight)
     grad = layer_norm_back(block.norm2, back, after_self, mean, scale).add_(grad)
     if not goes_on:
-        return grad, to_prompt
+        return grad, to_key
 
+    grad = summed(grad, len(kept.tokens))
     normed, mean, scale = layer_norm(block.norm1, kept.tokens)
-    own = (*_own(attn, normed), kept.attended, kept.logsumexp)
-    to_q, to_k, to_v = attend_back(linear_back(grad, attn.to_out[0].weight), *own, attn.heads)
+    attended = (*_own(attn, normed), kept.attended, kept.logsumexp)
+    to_q, to_k, to_v = attend_back(linear_back(grad, attn.to_out[0].weight), *attended, attn.heads, own)
     back = linear_back(to_q, attn.to_q.weight)
-    back = back.add_(linear_back(to_k, attn.to_k.weight)).add_(linear_back(to_v, attn.to_v.weight))
-    return layer_norm_back(block.norm1, back, kept.tokens, mean, scale).add_(grad), to_prompt
+    back = linear_back(to_v, attn.to_v.weight, linear_back(to_k, attn.to_k.weight, back))
+    return layer_norm_back(block.norm1, back, kept.tokens, mean, scale).add_(grad), to_key
 
 
 def _own(attn: Any, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Self-attention's queries, keys and values."""
-    return cast(Any, tuple(_project(layer, normed) for layer in (attn.to_q, attn.to_k, attn.to_v)))
+    return cast(Any, linear(normed, *stacked(attn.to_q, attn.to_k, attn.to_v)).chunk(3, dim=-1))
 
 
-def _gated(block: Any, normed: Tensor) -> tuple[Tensor, Tensor]:
-    """What is gated, and the gate before its GELU.
-
-    Two products rather than one that is cut in two: GELU of a strided half is many times slower on a CPU.
-    """
-    return cast(Any, tuple(linear(normed, weight, bias) for weight, bias in _halves(block.ff.net[0].proj)))
+def _after_self(attn: Any, attended: Tensor, tokens: Tensor, times: int) -> Tensor:
+    """What the attention to the prompts begins with: the same tokens for each of them."""
+    out = _project(attn.to_out[0], attended).add_(tokens)
+    return out if times == 1 else out.repeat(times, 1)
 
 
 def _of_prompt(attn: Any, prompt_embeds: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values of the prompt: the same at every step of a chain, so they are computed at its first and shared."""
+    """Keys and values of the prompts: the same at every step of a chain, so they are computed at its first and shared."""
     state = (prompt_embeds._version, attn.to_k.weight._version, attn.to_v.weight._version)
     of, seen, keys = attn.__dict__.get("_of_prompt", (None, None, None))
     if of is None or of() is not prompt_embeds or seen != state:
-        keys = tuple(_project(layer, prompt_embeds) for layer in (attn.to_k, attn.to_v))
+        keys = (attn.to_k(prompt_embeds), attn.to_v(prompt_embeds))
         attn.__dict__["_of_prompt"] = (weakref.ref(prompt_embeds), state, keys)
     return cast(Any, keys)
+
+
+def _pairs(keys: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(keys[::2], keys[1::2], strict=True))
 
 
 def _project(layer: Any, tokens: Tensor) -> Tensor:

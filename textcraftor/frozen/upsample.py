@@ -36,20 +36,26 @@ class _Upsample(torch.autograd.Function):
         ctx.conv = conv
         b, _, h, w = images.shape
         weight = derived(conv.weight, "phases", lambda: _phases(conv.weight))
-        four = F.conv2d(in_order(images), weight, padding=1)
-        out = in_order(images.new_empty(b, conv.out_channels, 2 * h, 2 * w))
+        bias = derived(cast(Tensor, conv.bias), "phases", lambda: cast(Tensor, conv.bias).detach().repeat(4))
+        four = F.conv2d(in_order(images), weight, bias, padding=1)
+        out = _new(images, b, conv.out_channels, 2 * h, 2 * w)
         for row, column, phase in _each(four):
             out[:, :, row::2, column::2] = phase
-        return out.add_(cast(Tensor, conv.bias)[:, None, None])
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         conv, (b, c, h, w) = ctx.conv, grad.shape
         turned = derived(conv.weight, "phases turned", lambda: in_order(_phases(conv.weight).transpose(0, 1).flip(2, 3)))
-        four = in_order(grad.new_zeros(b, 4 * c, h // 2 + 1, w // 2 + 1))
+        four = _new(grad, b, 4 * c, h // 2 + 1, w // 2 + 1).zero_()
         for row, column, phase in _each(four):
             phase.copy_(grad[:, :, row::2, column::2])
         return F.conv2d(four, turned), None
+
+
+def _new(like: Tensor, *shape: int) -> Tensor:
+    """An empty tensor in the order of `in_order`."""
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
 def _phases(weight: Tensor) -> Tensor:
