@@ -176,6 +176,13 @@ def test_keys_of_a_prompt_are_computed_once_a_chain_and_anew_for_another() -> No
     torch.testing.assert_close(call(frozen, [images, leaf]), call(plain, [images, leaf]), atol=1e-5, rtol=1e-5)
 
 
+def test_keys_made_without_a_graph_are_not_those_of_prompts_that_want_a_gradient() -> None:
+    _, frozen, (images, prompts) = blocks("transformer")
+    call(frozen, [images, prompts])
+    call(frozen, [images, prompts.requires_grad_()]).sum().backward()
+    assert prompts.grad is not None and prompts.grad.abs().max() > 0
+
+
 def test_what_a_block_does_not_know_is_the_librarys() -> None:
     plain, frozen, (images, prompts) = blocks("transformer")
     up, own, (small,) = blocks("upsampled")

@@ -152,8 +152,10 @@ def stacked(*layers: Any) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of linear layers with the same input as one layer's, whose output is theirs side by side."""
     weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
     weight = derived(weights[0], "stacked", lambda: torch.cat([of.detach() for of in weights]), *weights[1:])
-    if any(bias is None for bias in biases):
+    if all(bias is None for bias in biases):
         return weight, None
+    if any(bias is None for bias in biases):
+        raise RuntimeError("Of layers that are computed as one, all have a bias or none has")
     return weight, derived(biases[0], "stacked", lambda: torch.cat([of.detach() for of in biases]), *biases[1:])
 
 

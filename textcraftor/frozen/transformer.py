@@ -197,7 +197,8 @@ def _after_self(attn: Any, attended: Tensor, tokens: Tensor, times: int) -> Tens
 
 def _of_prompt(attn: Any, prompt_embeds: Tensor) -> tuple[Tensor, Tensor]:
     """Keys and values of the prompts: the same at every step of a chain, so they are computed at its first and shared."""
-    state = (prompt_embeds._version, attn.to_k.weight._version, attn.to_v.weight._version)
+    versions = (prompt_embeds._version, attn.to_k.weight._version, attn.to_v.weight._version)
+    state = (*versions, prompt_embeds.requires_grad)  # keys without a graph would send none
     of, seen, keys = attn.__dict__.get("_of_prompt", (None, None, None))
     if of is None or of() is not prompt_embeds or seen != state:
         keys = (attn.to_k(prompt_embeds), attn.to_v(prompt_embeds))
