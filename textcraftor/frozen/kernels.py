@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from textcraftor.frozen import winograd
+
 aten = torch.ops.aten
 _derived = WeakTensorKeyDictionary()  # weight -> {kind: (what it was made from, tensor)}; goes with the weight
 
@@ -58,6 +60,9 @@ def convolve(layer: nn.Conv2d, images: Tensor) -> Tensor:
             rows = _patches(images, layer.kernel_size)
             out = linear(rows.flatten(0, 2), weight.flatten(1), layer.bias)
             return out.view(*rows.shape[:3], -1).permute(0, 3, 1, 2)
+        if winograd.suits(layer, images.shape):
+            values = derived(weight, "winograd", lambda: winograd.values_of(weight))
+            return winograd.convolve(images, values, layer.bias)
         weight = derived(weight, "in order", lambda: in_order(weight.detach()))
     return F.conv2d(images, weight, layer.bias, layer.stride, cast(Any, layer.padding), layer.dilation, layer.groups)
 
@@ -72,6 +77,9 @@ def convolve_back(layer: nn.Conv2d, grad: Tensor, shape: torch.Size) -> Tensor:
             (b, c, h, w), size = shape, layer.kernel_size
             rows = linear_back(to_tokens(grad), weight.flatten(1))
             return rows.view(b, h // size[0], w // size[1], c, *size).permute(0, 3, 1, 4, 2, 5).reshape(shape)
+        if winograd.suits(layer, shape):
+            values = derived(weight, "winograd", lambda: winograd.values_of(weight))
+            return winograd.convolve_back(grad, values)
         turned = tuple(size - 1 - padding for size, padding in zip(layer.kernel_size, cast(Any, layer.padding), strict=True))
         if layer.stride == (1, 1) and layer.dilation == (1, 1) and min(turned) >= 0:
             make = lambda: in_order(weight.detach().transpose(0, 1).flip(2, 3))  # noqa: E731

@@ -1,7 +1,8 @@
 """Upsampling by two and a convolution of 3 x 3, as one convolution of 2 x 2: 16 products instead of 36, and no larger image.
 
 Each pixel that nearest-neighbour upsampling made is twice its neighbour, so the 3 x 3 kernel sees only 2 x 2 pixels that
-differ, in four ways: one for each place of an output pixel in its pair of rows and pair of columns.
+differ, in four ways: one for each place of an output pixel in its pair of rows and pair of columns. Where Winograd's way
+suits the larger image, that is quicker still.
 """
 
 from typing import Any, cast
@@ -11,7 +12,8 @@ import torch.nn.functional as F
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
-from textcraftor.frozen.kernels import carries_gradient_on_cpu, derived, in_order
+from textcraftor.frozen import winograd
+from textcraftor.frozen.kernels import carries_gradient_on_cpu, convolve, convolve_back, derived, in_order
 
 
 class FrozenUpsample2D(Upsample2D):
@@ -35,6 +37,8 @@ class _Upsample(torch.autograd.Function):
     def forward(ctx: Any, images: Tensor, conv: nn.Conv2d) -> Tensor:
         ctx.conv = conv
         b, _, h, w = images.shape
+        if winograd.suits(conv, torch.Size((2 * h, 2 * w))):
+            return convolve(conv, F.interpolate(images, scale_factor=2.0, mode="nearest"))
         weight = derived(conv.weight, "phases", lambda: _phases(conv.weight))
         bias = derived(cast(Tensor, conv.bias), "phases", lambda: cast(Tensor, conv.bias).detach().repeat(4))
         four = F.conv2d(in_order(images), weight, bias, padding=1)
@@ -46,6 +50,8 @@ class _Upsample(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         conv, (b, c, h, w) = ctx.conv, grad.shape
+        if winograd.suits(conv, grad.shape):
+            return F.avg_pool2d(convolve_back(conv, grad, grad.shape), 2, divisor_override=1), None
         turned = derived(conv.weight, "phases turned", lambda: in_order(_phases(conv.weight).transpose(0, 1).flip(2, 3)))
         four = _new(grad, b, 4 * c, h // 2 + 1, w // 2 + 1).zero_()
         for row, column, phase in _each(four):
