@@ -64,6 +64,16 @@ def test_where_no_gradient_goes_the_bits_are_torchs(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["linear", "convolution", "gated"])
+def test_under_autocast_the_bits_are_torchs(name: str) -> None:
+    plain, frozen, given = layers(name)
+    with torch.autocast("cpu", torch.bfloat16):
+        theirs, ours = forward_and_back(plain, given), forward_and_back(frozen, given)
+    assert theirs[0].dtype == torch.bfloat16
+    assert torch.equal(ours[0], theirs[0])
+    assert torch.equal(ours[1], theirs[1])
+
+
+@pytest.mark.parametrize("name", ["linear", "convolution", "gated"])
 def test_a_copy_that_is_trained_gets_its_gradients(name: str) -> None:
     plain, frozen, given = layers(name)
     gradients = []

@@ -5,7 +5,7 @@ torch keeps for autograd what a frozen weight would need for its own gradient, a
 or a tower's layer is one node of the graph then. Weights, their names and `isinstance` stay.
 
 A layer or block works as the library's own wherever no gradient is carried (so that a prefix has the same bits, cached
-or not), where any of its weights is trained, and where it has parts that ours does not know.
+or not) or autocast rounds, where any of its weights is trained, and where it has parts that ours does not know.
 """
 
 from torch import nn

@@ -23,8 +23,11 @@ _derived = WeakTensorKeyDictionary()  # weight -> {kind: (what it was made from,
 
 
 def carries_gradient(module: nn.Module) -> bool:
-    """Whether a gradient goes through a module whose weights want none."""
-    return torch.is_grad_enabled() and not _is_trained(module)
+    """Whether a gradient goes through a module whose weights want none.
+
+    Not under autocast, as in a UNet of float32 weights with a low-rank update: the library's own layers round as it says.
+    """
+    return torch.is_grad_enabled() and not _rounds_by_itself() and not _is_trained(module)
 
 
 def carries_gradient_on_cpu(module: nn.Module) -> bool:
@@ -176,6 +179,10 @@ def derived_bytes(modules: Iterable[nn.Module]) -> int:
 
 def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
+
+
+def _rounds_by_itself() -> bool:
+    return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
 
 
 def _is_trained(module: nn.Module) -> bool:

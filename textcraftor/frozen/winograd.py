@@ -34,7 +34,7 @@ def suits(layer: nn.Conv2d, shape: torch.Size) -> bool:
 def values_of(weight: Tensor) -> Tensor:
     """The kernels' values at the points: (O, C, 3, 3) -> (36, C, O)."""
     rows, _, _ = _axis()
-    values = torch.einsum("iy,jx,ocyx->ijco", rows, rows, weight.detach().cpu().double())
+    values = torch.einsum("iy,jx,ocyx->ijco", rows, rows, weight.detach().double())
     return values.flatten(0, 1).float().contiguous()
 
 
