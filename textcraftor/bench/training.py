@@ -122,7 +122,7 @@ def bench_training(
     config: Config,
     mix: str,
     device: torch.device,
-    repeats: int = 5,
+    repeats: int = 8,
     micro_batch: int | None = None,
 ) -> dict[str, Any]:
     """Ratios of our training step to the published code's, and what they are made of.
