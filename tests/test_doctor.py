@@ -104,7 +104,9 @@ def test_the_paper_profile_is_the_papers() -> None:
 
 def test_the_arithmetic_of_a_plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    made = plan.plan(load(ROOT / "params.yaml", {"train": {"batch_size": 3, "accumulation": 4}}), "balanced", ROOT)
+    made = plan.plan(
+        load(ROOT / "params.yaml", {"train": {"batch_size": 3, "accumulation": 4, "ema_decay": 0}}), "balanced", ROOT
+    )
     again = plan.plan(load(ROOT / "params.yaml", {"train": {"gradient_checkpointing": True}}), "balanced", ROOT)
     assert made is not None and again is not None
     assert made.batch == 24 and made.work.total == 10 and again.work.total == 15  # forwards; the published code: 40
@@ -160,9 +162,12 @@ def test_the_work_of_each_gradient_variant_is_what_it_calls(gradient: str, forwa
     assert plan.unet_work(tune, 4, before=20).total == forwards + 20
 
 
+PLAIN = {"decode_size": None, "ema_decay": 0}
+
+
 def test_what_bounds_memory_shows_in_the_plan() -> None:
     def memory(**train: object) -> dict[str, float]:
-        made = plan.plan(load(ROOT / "params.yaml", {"train": {"batch_size": 8, **train}}), "balanced", ROOT)
+        made = plan.plan(load(ROOT / "params.yaml", {"train": {**PLAIN, "batch_size": 8, **train}}), "balanced", ROOT)
         assert made is not None
         return made.memory
 
