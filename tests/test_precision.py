@@ -9,6 +9,8 @@ from torch import nn
 
 from textcraftor.candidate import Candidate
 from textcraftor.config import BaseConfig, TuneConfig
+from textcraftor.frozen import economise
+from textcraftor.lora import add_lora
 from textcraftor.models import Base, TunedModel, load_base, load_candidate
 from textcraftor.objective import Objective
 from textcraftor.rewards import RewardMix
@@ -125,4 +127,21 @@ def test_the_gradient_in_bfloat16_points_where_float32s_does(family_folders: dic
         sampler.finish(sampler.prefix(PROMPTS, [3, 4]), conditioning, None, 2).square().mean().backward()
         parameters = [p for encoder in encoders.values() for p in encoder.parameters()]
         flat.append(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]))
+    assert torch.nn.functional.cosine_similarity(*flat, dim=0) > 0.98
+
+
+def test_a_low_rank_update_of_the_unet_gets_its_gradient_through_frozen_layers(family_folders: dict[str, Path]) -> None:
+    """What is frozen beside the update has float32 weights under autocast, forward and on the way back."""
+    flat = []
+    for frozen in (False, True):
+        base = base_of(family_folders["sd1"])
+        torch.manual_seed(0)
+        unet = add_lora(base.trainable("unet"), TUNE.model_copy(update={"method": "lora"}))
+        if frozen:
+            economise(unet)
+        sampler = Sampler(base, CHAIN, 0.4)
+        prefix = sampler.prefix(PROMPTS, [3, 4])
+        sampler.finish(prefix, base.conditioning(PROMPTS), unet, 2).square().mean().backward()
+        flat.append(torch.cat([p.grad.flatten() for p in unet.parameters() if p.grad is not None]))
+    assert flat[0].abs().sum() > 0
     assert torch.nn.functional.cosine_similarity(*flat, dim=0) > 0.98

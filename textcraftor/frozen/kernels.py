@@ -27,7 +27,7 @@ def carries_gradient(module: nn.Module) -> bool:
 
     Not under autocast, as in a UNet of float32 weights with a low-rank update: the library's own layers round as it says.
     """
-    return torch.is_grad_enabled() and not _rounds_by_itself() and not _is_trained(module)
+    return torch.is_grad_enabled() and not _is_under_autocast() and not _is_trained(module)
 
 
 def carries_gradient_on_cpu(module: nn.Module) -> bool:
@@ -181,7 +181,7 @@ def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _rounds_by_itself() -> bool:
+def _is_under_autocast() -> bool:
     return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
 
 
