@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from textcraftor.cache.prepare import heldout_rows, read_heldout_latents
+from textcraftor.chain.sampler import Sampler
 from textcraftor.config import load
 from textcraftor.evaluate.judging import diversity
-from textcraftor.models import Base, load_base
-from textcraftor.prepare import heldout_rows, read_heldout_latents
+from textcraftor.models.base import Base, load_base
 from textcraftor.rewards import load_reward
-from textcraftor.sampler import Sampler
 from textcraftor.tiny.language import Claims, parse
 from textcraftor.tiny.oracle import Oracle
 from textcraftor.tiny.recipe.corpus import pictures

@@ -20,10 +20,10 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel, CLIPVisionModelWithProjection
 
 from textcraftor.config import RewardConfig
+from textcraftor.models.weights import read_tensors
 from textcraftor.rewards import load_reward
 from textcraftor.rewards.head import LAYERS
 from textcraftor.rewards.preprocess import Preprocess
-from textcraftor.weights import read_tensors
 
 PROMPTS = ["a lighthouse on a cliff at dusk, oil painting", "two cats and a dog wearing sunglasses"]
 Reference = Callable[[Tensor], Tensor]  # pixels (B, 3, 224, 224), preprocessed -> scores (B,)

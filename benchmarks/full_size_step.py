@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from textcraftor.bench.random_weights import reward_configs
+from textcraftor.chain.sampler import Sampler
 from textcraftor.config import BaseConfig, ChainConfig, TuneConfig
-from textcraftor.models import TunedModel, load_base
-from textcraftor.objective import Objective
+from textcraftor.models.base import TunedModel, load_base
 from textcraftor.rewards import Reward, RewardMix, load_reward
-from textcraftor.sampler import Sampler
-from textcraftor.trainset import Batch
+from textcraftor.training.data import Batch
+from textcraftor.training.objective import Objective
 
 PROMPT = "a lighthouse on a cliff at dusk, oil painting"
 MIX = {"pickscore": 1.0, "hpsv2": 100.0, "aesthetic": 1.0, "clip": 100.0}  # the paper's weights

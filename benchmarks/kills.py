@@ -25,10 +25,10 @@ import torch
 
 from textcraftor import config as configuration
 from textcraftor.artifact import digest
+from textcraftor.cache.prepare import prepare
 from textcraftor.config import Config
-from textcraftor.prepare import prepare
 from textcraftor.prompts import curate
-from textcraftor.tuning import train_text_encoder
+from textcraftor.training.stages import train_text_encoder
 
 CPU = torch.device("cpu")
 

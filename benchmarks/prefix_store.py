@@ -19,9 +19,9 @@ import numpy as np
 import polars as pl
 import torch
 
-from textcraftor import shard
-from textcraftor.shard import Kind
-from textcraftor.store import Content, Store, bytes_on_disk, fill
+from textcraftor.cache import shard_file
+from textcraftor.cache.shard_file import Kind
+from textcraftor.cache.store import Content, Store, bytes_on_disk, fill
 
 SHARD = 1024
 
@@ -76,8 +76,8 @@ def main() -> None:
         whole, started = content(asked.rows), time.perf_counter()
         numbers = whole.shards[:20]
         for number in numbers:
-            shard.verified(folder / f"{number:05}.safetensors", whole.key(number), whole.rows(number))
-        proven = sum(shard.size(kind, whole.rows(number)) for number in numbers) / (time.perf_counter() - started)
+            shard_file.verified(folder / f"{number:05}.safetensors", whole.key(number), whole.rows(number))
+        proven = sum(shard_file.size(kind, whole.rows(number)) for number in numbers) / (time.perf_counter() - started)
         command = [sys.executable, "-m", "benchmarks.prefix_store", "--folder", str(folder)]
         command += [f"--{name}={getattr(asked, name)}" for name in ("rows", "batch", "batches")]
         found = {

@@ -174,8 +174,8 @@ def _champion(mlflow: MlflowClient, config: Config) -> tuple[ModelVersion | None
 
 
 def _against(version: int, champion: int, config: Config) -> list[Record]:
+    from textcraftor.evaluate.gate import against_champion
     from textcraftor.evaluate.scores import Scores  # brings torch
-    from textcraftor.gate import against_champion
 
     ours, theirs = (Scores.read(fetch(str(number), config) / "evidence/scores.parquet") for number in (version, champion))
     return against_champion(ours, theirs, config)

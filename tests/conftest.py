@@ -8,12 +8,11 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from tests.families import FAMILIES
 from textcraftor.config import BaseConfig, ChainConfig, RewardConfig
-from textcraftor.models import Base, load_base
+from textcraftor.models.base import Base, load_base
 from textcraftor.rewards import Reward
 from textcraftor.tiny.recipe.tokenizer import new_tokenizer
-
-from .families import FAMILIES
 
 torch.set_num_threads(1)  # models this small only wait for each other on more
 

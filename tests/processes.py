@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from textcraftor import parallel
+from textcraftor.distributed import data_parallel
 
 
 def in_processes(count: int, work: Callable[[], None]) -> None:
@@ -28,9 +28,9 @@ def in_processes(count: int, work: Callable[[], None]) -> None:
             try:
                 os.environ.update(WORLD_SIZE=str(count), RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
                 os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # else it looks this machine's name up, which may take long
-                parallel.start(torch.device("cpu"))
+                data_parallel.start(torch.device("cpu"))
                 work()
-                parallel.finish()
+                data_parallel.finish()
                 status = 0
             except BaseException:
                 traceback.print_exc()

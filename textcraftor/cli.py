@@ -56,8 +56,8 @@ def prepare(params: Params = PARAMS, profile: Profile = None, device: Device = "
     """Compute prefix latents and text features once, for every mix."""
     run = configuration.load(params, profile=profile)
     _require_downloads(run)
-    from textcraftor.models import choose_device
-    from textcraftor.prepare import prepare
+    from textcraftor.cache.prepare import prepare
+    from textcraftor.device import choose_device
 
     prepare(run, ROOT, choose_device(device, run.prepare.cpu_threads or run.cpu_threads))
 
@@ -74,15 +74,15 @@ def train(
 ) -> None:
     """Tune the text encoder on one reward mix."""
     run = configuration.load(params, profile=profile)
-    from textcraftor.models import choose_device
+    from textcraftor.device import choose_device
 
     if dry_run:
-        from textcraftor.dryrun import dry_run as try_it
+        from textcraftor.planning.dry_run import dry_run as try_it
 
         try_it(run, mix, ROOT, choose_device(device, run.cpu_threads))
         return
     _require_downloads(run)
-    from textcraftor.tuning import train_text_encoder
+    from textcraftor.training.stages import train_text_encoder
 
     typer.echo(train_text_encoder(run, mix, ROOT, choose_device(device, run.cpu_threads)))
 
@@ -97,8 +97,8 @@ def train_unet(
     """Tune the UNet on the frozen tuned text encoder of a mix."""
     run = configuration.load(params, profile=profile)
     _require_downloads(run)
-    from textcraftor.models import choose_device
-    from textcraftor.tuning import train_unet
+    from textcraftor.device import choose_device
+    from textcraftor.training.stages import train_unet
 
     typer.echo(train_unet(run, mix, ROOT, choose_device(device, run.cpu_threads)))
 
@@ -113,8 +113,8 @@ def evaluate(
     """Draw and judge one candidate: same prompts, same noise as the base."""
     run = configuration.load(params, profile=profile)
     _require_downloads(run)
+    from textcraftor.device import choose_device
     from textcraftor.evaluate import evaluate
-    from textcraftor.models import choose_device
 
     typer.echo(evaluate(run, candidate, ROOT, choose_device(device, run.cpu_threads)))
 
@@ -123,7 +123,7 @@ def evaluate(
 def gate(params: Params = PARAMS, profile: Profile = None) -> None:
     """Hold every candidate's scores against the thresholds."""
     run = configuration.load(params, profile=profile)
-    from textcraftor.gate import gate
+    from textcraftor.evaluate.gate import gate
 
     typer.echo(gate(run, ROOT))
 
@@ -143,8 +143,8 @@ def generate(
         raise ConfigError('The prompt is empty. Say what to draw, for instance: "a small red circle on a white background"')
     run = configuration.load(params, profile=profile)
     from textcraftor.candidate import Candidate
+    from textcraftor.device import choose_device
     from textcraftor.generate import draw
-    from textcraftor.models import choose_device
 
     if model in ("base", *run.candidates) or Path(model).is_dir():
         candidate = Candidate.find(model, ROOT)
@@ -183,8 +183,8 @@ def doctor(
     run = configuration.load(params, profile=profile)
     from rich.console import Console
 
-    from textcraftor.doctor import examine, table
-    from textcraftor.models import choose_device
+    from textcraftor.device import choose_device
+    from textcraftor.planning.doctor import examine, table
 
     findings = examine(run, ROOT, choose_device(device, run.cpu_threads), verify)
     Console(width=None if sys.stdout.isatty() else 160).print(table(run, findings))
@@ -221,7 +221,7 @@ def bench_train(
     """Our training step against a plain loop with the published code's semantics: speed, memory, gradient."""
     run = configuration.load(params, configuration.parsed(settings or ()), profile)
     from textcraftor.bench import bench_training
-    from textcraftor.models import choose_device
+    from textcraftor.device import choose_device
 
     if random_weights:
         from textcraftor.bench.random_weights import with_random_weights, write_all

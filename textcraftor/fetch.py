@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from textcraftor.artifact import digest, write_json, written_aside
 from textcraftor.config import Config, Download
 from textcraftor.errors import ConfigError, ModelError, unknown
-from textcraftor.weights import brief, read_tensors
+from textcraftor.models.weights import brief, read_tensors
 
 LOCK: Final = Path("weights.lock.json")
 PARTS: Final = Path(".textcraftor/downloads")  # what is under way: an interrupted download goes on from here

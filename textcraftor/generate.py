@@ -7,9 +7,9 @@ import torch
 from textcraftor import pictures
 from textcraftor.artifact import written_aside
 from textcraftor.candidate import Candidate
+from textcraftor.chain.sampler import Sampler
 from textcraftor.config import Config
-from textcraftor.models import load_base, load_candidate
-from textcraftor.sampler import Sampler
+from textcraftor.models.base import load_base, load_candidate
 
 
 def draw(config: Config, candidate: Candidate, prompt: str, seed: int, out: Path, device: torch.device) -> None:

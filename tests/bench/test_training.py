@@ -7,13 +7,12 @@ import pytest
 import torch
 from torch import nn
 
+from tests.training.test_stages import run
 from textcraftor.bench import bench_training
 from textcraftor.bench.meters import peak_bytes, resident_bytes, spread
 from textcraftor.bench.random_weights import with_random_weights, write_all
 from textcraftor.config import Config, TrainConfig, load
 from textcraftor.errors import ConfigError
-
-from ..test_stages import run
 
 __all__ = ["run"]  # the fixture
 CPU = torch.device("cpu")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.processes import in_processes
-from textcraftor import parallel
+from textcraftor.distributed import data_parallel
 from textcraftor.evaluate.batches import Batches
 
 VALUES = torch.tensor([[-1.5, 2.0], [0.0, -0.0], [1e-300, -1e300], [3.0, float("inf")], [0.1, 0.2]], dtype=torch.float64)
@@ -22,11 +22,11 @@ def test_the_rows_of_both_processes_come_together(size: int, values: torch.Tenso
 
         batches = Batches(5, size)
         table = batches.compute(compute, "")
-        mine = batches.all[parallel.rank() :: 2]
+        mine = batches.all[data_parallel.rank() :: 2]
         assert asked == (mine or batches.all[:1])
         assert all(same_bits(table[rows], values[rows]) for rows in mine)
         whole = batches.collect(table)
-        assert parallel.rank() == 1 or same_bits(whole, values)
+        assert data_parallel.rank() == 1 or same_bits(whole, values)
 
     in_processes(2, work)
 

@@ -12,6 +12,7 @@ from transformers import CLIPTextModel
 
 from tests.evaluate.conftest import PROMPTS, write_curated, write_params
 from textcraftor.artifact import digest
+from textcraftor.cache.prepare import prepare
 from textcraftor.candidate import Candidate
 from textcraftor.config import load
 from textcraftor.errors import ModelError, PromptError, RewardError
@@ -19,7 +20,6 @@ from textcraftor.evaluate import evaluate
 from textcraftor.evaluate.generation import plan
 from textcraftor.evaluate.run import measure
 from textcraftor.evaluate.scores import Scores
-from textcraftor.prepare import prepare
 from textcraftor.rewards import load_reward
 
 CPU = torch.device("cpu")

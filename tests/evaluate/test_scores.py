@@ -64,6 +64,8 @@ def test_what_is_no_table_of_scores_is_refused(scores, tmp_path, damage):
 
 def test_the_gate_needs_no_model_library():
     """It reads scores in seconds on a machine without a GPU; so do the tasks that ask it."""
-    code = "import sys, textcraftor.gate; print([m for m in ('torch', 'diffusers', 'transformers') if m in sys.modules])"
+    code = (
+        "import sys, textcraftor.evaluate.gate; print([m for m in ('torch', 'diffusers', 'transformers') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -11,13 +11,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPModel, CLIPVisionModelWithProjection
 
+from tests.rewards.conftest import enliven, vision_config
 from textcraftor.config import RewardConfig
 from textcraftor.errors import ModelError, RewardError
+from textcraftor.models.weights import read_tensors
 from textcraftor.rewards import Reward, load_reward
 from textcraftor.rewards.head import collapse
-from textcraftor.weights import read_tensors
-
-from .conftest import enliven, vision_config
 
 REPOSITORY = Path(__file__).parents[2]
 PUBLISHED = "sac+logos+ava1-l14-linearMSE.pth"

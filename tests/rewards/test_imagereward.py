@@ -12,11 +12,10 @@ from torch import Tensor
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
 from transformers import AutoTokenizer
 
+from tests.rewards.conftest import BLIP_BLOCKS, BLIP_PATCH, BLIP_WIDTH, MED, SIZE
 from textcraftor.config import RewardConfig
 from textcraftor.errors import ModelError, RewardError
 from textcraftor.rewards import Reward, load_reward
-
-from .conftest import BLIP_BLOCKS, BLIP_PATCH, BLIP_WIDTH, MED, SIZE
 
 PROMPTS = ["a red circle", "big blue square", "blue " * 50]
 State = dict[str, Tensor]

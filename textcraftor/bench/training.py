@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from textcraftor.acceleration import accelerate
 from textcraftor.bench.meters import counted, peak_bytes, resident_bytes, seconds, spread, unwanted_bytes
 from textcraftor.bench.reference import PlainLoop
+from textcraftor.chain.sampler import Sampler
 from textcraftor.config import Config, TuneConfig
 from textcraftor.errors import ConfigError, unknown
-from textcraftor.frozen import derived_bytes, economise
-from textcraftor.models import Base, TunedModel, load_base
-from textcraftor.objective import Objective
+from textcraftor.kernels import derived_bytes, economise
+from textcraftor.models.base import Base, TunedModel, load_base
 from textcraftor.rewards import Reward, RewardMix, load_rewards
-from textcraftor.sampler import Sampler
 from textcraftor.tiny.language import sample_prompts
-from textcraftor.trainset import Batch
+from textcraftor.training.acceleration import accelerate
+from textcraftor.training.data import Batch
+from textcraftor.training.objective import Objective
 
 TURNS = ("reference", "cached", "inline")
 SETTINGS = (

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from textcraftor.shares import Shares
+from textcraftor.distributed.work_split import Shares
 
 console = Console(stderr=True)
 

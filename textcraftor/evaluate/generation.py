@@ -7,12 +7,12 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from textcraftor import parallel
+from textcraftor.cache.prepare import heldout_rows
 from textcraftor.config import Config
+from textcraftor.distributed import data_parallel
 from textcraftor.errors import ModelError, PromptError
 from textcraftor.evaluate.batches import Batches, console
 from textcraftor.pictures import to_bytes
-from textcraftor.prepare import heldout_rows
 
 Generate = Callable[[Sequence[str], Sequence[int], slice], Tensor]
 """(prompts, seeds, rows) -> images (B, 3, H, W) in [0, 1]; `rows` are theirs in the plan, for what is cached by row."""
@@ -32,7 +32,7 @@ def plan(config: Config, root: Path) -> pl.DataFrame:
             f"Evaluation needs at least 2 held-out prompts, got {held_out}. "
             "Add prompts to the sources and run `textcraftor curate`"
         )
-    if held_out < config.evaluate.prompts and parallel.rank() == 0:
+    if held_out < config.evaluate.prompts and data_parallel.rank() == 0:
         asked = config.evaluate.prompts
         console.print(f"evaluate.prompts = {asked}, but only {held_out} prompts are held out: all of those are used")
     schema = {"prompt_id": pl.String, "prompt": pl.String, "seed": pl.Int64, "image_index": pl.Int32}

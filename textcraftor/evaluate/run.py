@@ -9,10 +9,12 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from textcraftor import parallel
 from textcraftor.artifact import base_identity, proof, written_aside
+from textcraftor.cache.prepare import CURATED, read_heldout_latents
 from textcraftor.candidate import Candidate
+from textcraftor.chain.sampler import Sampler
 from textcraftor.config import MATRIX, BaseConfig, Config
+from textcraftor.distributed import data_parallel
 from textcraftor.errors import ModelError, PromptError, unknown
 from textcraftor.evaluate.batches import Batches
 from textcraftor.evaluate.claims import Counts, count_claims
@@ -21,10 +23,8 @@ from textcraftor.evaluate.judging import score
 from textcraftor.evaluate.report import Evaluation, write_report
 from textcraftor.evaluate.scores import BASE, DIVERSITY, ORACLE, REPORTS, SCORES, Scores
 from textcraftor.evaluate.statistics import compare
-from textcraftor.models import load_base, load_candidate
-from textcraftor.prepare import CURATED, read_heldout_latents
+from textcraftor.models.base import load_base, load_candidate
 from textcraftor.rewards import Reward, load_reward
-from textcraftor.sampler import Sampler
 
 
 def evaluate(config: Config, candidate: str, root: Path, device: torch.device) -> Path:
@@ -40,7 +40,7 @@ def evaluate(config: Config, candidate: str, root: Path, device: torch.device) -
     """
     if candidate not in (BASE, *config.candidates):
         raise ModelError(unknown("candidate", candidate, (BASE, *config.candidates)))
-    device = parallel.start(device)
+    device = data_parallel.start(device)
     rows = plan(config, root)
     batches = Batches(rows.height, config.evaluate.batch_size)
     base = None if candidate == BASE else _base_scores(config, root, rows)

@@ -10,10 +10,10 @@ from transformers import CLIPVisionModelWithProjection
 
 from textcraftor.config import RewardConfig
 from textcraftor.errors import ModelError
+from textcraftor.models.weights import read_tensors
 from textcraftor.rewards.base import Reward, check_batch, checked_prompts
 from textcraftor.rewards.head import collapse
 from textcraftor.rewards.huggingface import load_model, load_preprocess
-from textcraftor.weights import read_tensors
 
 
 class Aesthetic(Reward):

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from textcraftor.config import RewardConfig
 from textcraftor.errors import RewardError
-from textcraftor.loading import load_module
+from textcraftor.models.loading import load_module
+from textcraftor.models.weights import loading
 from textcraftor.rewards.base import Reward, checked_prompts
-from textcraftor.weights import loading
 
 
 class Autoencoder(Reward):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from textcraftor.errors import ModelError
-from textcraftor.weights import check_fit, refuse_misfit
+from textcraftor.models.weights import check_fit, refuse_misfit
 
 IMAGE, TEXT = "blip.visual_encoder.", "blip.text_encoder."
 POSITIONS, PATCHES = f"{IMAGE}pos_embed", f"{IMAGE}patch_embed.proj.weight"

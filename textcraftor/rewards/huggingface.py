@@ -7,8 +7,8 @@ import torch
 from transformers import AutoTokenizer, CLIPImageProcessor, PreTrainedModel
 
 from textcraftor.errors import ModelError
+from textcraftor.models.weights import loading, local_or_hub, refuse_misfit
 from textcraftor.rewards.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
-from textcraftor.weights import loading, local_or_hub, refuse_misfit
 
 
 def load_model(kind: type[PreTrainedModel], path: str, ignore: tuple[str, ...] = ()) -> Any:

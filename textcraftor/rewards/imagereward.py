@@ -11,11 +11,11 @@ from transformers import AutoTokenizer
 
 from textcraftor.config import RewardConfig
 from textcraftor.errors import ModelError, RewardError
+from textcraftor.models.weights import loading, read_tensors, refuse_misfit
 from textcraftor.rewards.base import Reward, check_batch, checked_prompts
 from textcraftor.rewards.blip import load_blip
 from textcraftor.rewards.head import collapse
 from textcraftor.rewards.preprocess import Preprocess
-from textcraftor.weights import loading, read_tensors, refuse_misfit
 
 FILES = ("ImageReward.safetensors", "ImageReward.pt")
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the raw scores on its authors' data

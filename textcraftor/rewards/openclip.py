@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from textcraftor.config import RewardConfig
 from textcraftor.errors import ModelError, unknown
+from textcraftor.models.weights import check_fit, loading, read_tensors
 from textcraftor.rewards.base import CosineReward, dropped
 from textcraftor.rewards.preprocess import Preprocess
-from textcraftor.weights import check_fit, loading, read_tensors
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = ("open_clip_model.safetensors", "model.safetensors", "open_clip_pytorch_model.bin")

@@ -1,0 +1,111 @@
+"""The configuration: what it resolves to, and how it refuses."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from textcraftor import config
+from textcraftor.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def params(tmp_path: Path) -> Path:
+    path = tmp_path / "params.yaml"
+    path.write_text("profile: tiny\n")
+    return path
+
+
+def test_the_project_resolves_as_it_stands() -> None:
+    run = config.load(ROOT / "params.yaml")
+    assert run.profile == "tiny" and set(run.mixes) == {"balanced", "aesthetic"}
+
+
+def test_overrides_replace_single_values(params: Path) -> None:
+    params.write_text("profile: tiny\nmixes: [balanced]\ntrain: {steps: 7}\n")
+    run = config.load(params, {"train": {"batch_size": 3}})
+    assert (run.train.steps, run.train.batch_size, run.mixes) == (7, 3, ("balanced",))
+    assert run.train.learning_rate == config.load(ROOT / "params.yaml").train.learning_rate
+
+
+def test_fractions_hold_for_any_number_of_steps(params: Path) -> None:
+    assert [config.switch_step(0.4, steps) for steps in (10, 25, 50)] == [4, 10, 20]
+    run = config.load(params, {"chain": {"num_inference_steps": 50}, "train": {"num_inference_steps": None}})
+    assert run.train_chain.num_inference_steps == 50
+
+
+def test_training_and_sampling_switch_are_two_parameters(params: Path) -> None:
+    run = config.load(params, {"train": {"switch_at": 0.6}})
+    assert run.sampler.switch_at == config.load(params).sampler.switch_at != run.train.switch_at
+
+
+def test_a_candidate_for_each_mix_and_each_unet(params: Path) -> None:
+    assert config.load(params, {"unet_mixes": ["balanced"]}).candidates == ("balanced", "aesthetic", "balanced-unet")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"sampler": {"switch_at": 1.4}}, r"sampler\.switch_at: .* 1 \(got 1\.4\)\. It is a fraction of the chain"),
+        ({"sampler": {"swich_at": 0.4}}, r"Unknown key 'sampler\.swich_at'.*Did you mean 'sampler\.switch_at'\?"),
+        ({"trian": {}}, r"Unknown key 'trian'\. Known: .*Did you mean 'train'\?"),
+        ({"mix": {"balanced": {"hps": 1}}}, r"mix\.balanced: Unknown reward 'hps'.*Did you mean 'hpsv2'\?"),
+        ({"mix": {"balanced": {"clip": 0}}}, r"mix\.balanced has no CLIP constraint"),
+        ({"mixes": ["balance"]}, r"Unknown mix 'balance'.*Did you mean 'balanced'\?"),
+        ({"unet_mixes": ["aesthetics"]}, r"unet_mixes: Unknown mix 'aesthetics'"),
+        ({"profile": "tniy"}, r"Unknown profile 'tniy'.*Did you mean 'tiny'\?"),
+        ({"train": {"grad_steps": 9}}, r"train\.grad_steps = 9 is more than the 5 steps that train\.switch_at = 0\.8"),
+        ({"evaluate": {"judges": ["orcale"]}}, r"Unknown judge 'orcale'"),
+        ({"evaluate": {"prompts": 9999}}, r"evaluate\.prompts = 9999 is more than prompts\.heldout"),
+        ({"train": {"images_per_prompt": 5}}, r"train\.batch_size = 24 is no multiple of train\.images_per_prompt = 5"),
+        ({"rewards": {"clip": {"kind": "diversity"}}}, r"mix\.balanced: clip compares the images of a prompt"),
+        ({"prepare": {"batch_size": 48, "shard_rows": 100}}, r"shard_rows = 100 is no multiple .* Take 96"),
+        ({"train": {"steps": 0, "batch_size": 0}}, r"train\.steps: .*\(1 more fault\)"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(params: Path, overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
+        config.load(params, overrides)
+    assert "\n" not in str(error.value)
+
+
+def test_a_mix_without_the_constraint_can_be_allowed_explicitly(params: Path) -> None:
+    run = config.load(params, {"mix": {"balanced": {"clip": 0}}, "train": {"allow_without_clip": True}})
+    assert run.mix["balanced"]["clip"] == 0
+
+
+@pytest.mark.parametrize("content", [b"a: [", b"- list", b"\xff\xfe"])
+def test_a_file_that_is_no_mapping_is_refused(params: Path, content: bytes) -> None:
+    params.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"params\.yaml"):
+        config.load(params)
+
+
+def test_the_resolved_yaml_resolves_to_itself(params: Path) -> None:
+    run = config.load(params)
+    params.write_text(config.resolved_yaml(run))
+    assert config.load(params) == run
+
+
+def test_every_field_that_needs_a_unit_or_a_source_is_described() -> None:
+    for name in ("switch_at", "grad_steps", "steps", "batch_size", "accumulation"):
+        assert config.TrainConfig.model_fields[name].description, name
+
+
+def test_every_profile_resolves(params: Path) -> None:
+    for path in config.PROFILES.glob("*.yaml"):
+        params.write_text(yaml.safe_dump({"profile": path.stem}))
+        assert config.load(params).profile == path.stem
+
+
+def test_settings_of_a_command_line() -> None:
+    assert config.parsed(["train.steps=3", "train.compile=true", "mixes=[a, b]"]) == {
+        "train": {"steps": 3, "compile": True},
+        "mixes": ["a", "b"],
+    }
+    for wrong in ("train.steps", "=3", "a=[1"):
+        with pytest.raises(ConfigError, match=r"KEY=VALUE|not YAML"):
+            config.parsed([wrong])

@@ -1,0 +1,1 @@
+"""Base pipelines: loading them, and what of them is tuned."""

@@ -1,0 +1,210 @@
+"""The two training stages: the text encoder on a reward mix, then (optionally) the UNet on the frozen tuned encoder.
+
+They gather what `prepare` computed, run the trainer and leave an artifact that carries its proof.
+"""
+
+import csv
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from textcraftor.artifact import base_identity, clear_aside, digest, proof, reward_identity, write_json, written_aside
+from textcraftor.cache.prepare import CURATED, LATENTS, heldout_rows, read_text_features, read_train_latents, train_table
+from textcraftor.cache.store import INDEX
+from textcraftor.candidate import Candidate
+from textcraftor.chain.sampler import Sampler
+from textcraftor.config import Config, TrainConfig, TuneConfig
+from textcraftor.distributed import data_parallel, fsdp
+from textcraftor.errors import ConfigError, ModelError, unknown
+from textcraftor.models.base import Base, TunedModel, load_base, load_candidate
+from textcraftor.models.lora import add_lora, merged
+from textcraftor.models.negative_embedding import NegativeEmbedding
+from textcraftor.rewards import Reward, RewardMix, load_rewards
+from textcraftor.training.acceleration import accelerate
+from textcraftor.training.data import TrainSet
+from textcraftor.training.inline import InlineFeatures, InlinePrefixes
+from textcraftor.training.objective import Objective
+from textcraftor.training.trainer import Trainer
+
+WATCHED = 8  # prompts in a sample grid
+
+
+def train_text_encoder(config: Config, mix: str, root: Path, device: torch.device) -> Path:
+    """Stage `train@MIX`: tune the text encoder on one reward mix; returns `data/encoders/MIX`.
+
+    Raises ConfigError for an unknown mix or an encoder the base lacks, ModelError for missing or stale inputs,
+    TrainingError when a loss is not finite.
+    """
+    weights, tune = _weights(config, mix), config.train
+    device = data_parallel.start(device)
+    base = load_base(config.base, device)
+    parts = encoder_parts(base, tune)
+    trainer, inputs = _trainer(config, tune, weights, root, base, TunedModel(**parts), parts)
+    record = _proof(config, tune, weights, inputs)
+    return _run(trainer, record, config, root, root / "data/encoders" / mix, parts)
+
+
+def train_unet(config: Config, mix: str, root: Path, device: torch.device) -> Path:
+    """Stage `train-unet@MIX`: tune the UNet on the mix's frozen text encoder; returns `data/unets/MIX`.
+
+    The same loss, the other module (paper section 3.3). Raises as `train_text_encoder` does.
+    """
+    weights = _weights(config, mix)
+    device = data_parallel.start(device)
+    base = load_base(config.base, device)
+    candidate = Candidate.find(mix, root)
+    frozen = load_candidate(candidate, base)
+    if frozen is None:
+        raise ModelError("The UNet is tuned on a tuned text encoder, and the base has none. Train a mix first")
+    unet: dict[str, Any] = {"unet": _trainable(base, "unet", config.train_unet)}
+    shells = {name: fsdp.hollow(module) for name, module in unet.items()}
+    trainer, inputs = _trainer(config, config.train_unet, weights, root, base, replace(frozen, **unet), unet)
+    record = _proof(config, config.train_unet, weights, {**inputs, **candidate.parts})
+    return _run(trainer, record, config, root, root / "data/unets" / mix, unet, shells)
+
+
+def encoder_parts(base: Base, tune: TrainConfig) -> dict[str, Any]:
+    """What conditions the UNet and is tuned, by a candidate's names for it: text encoders, negative embedding."""
+    parts: dict[str, Any] = {name: _trainable(base, name, tune) for name in sorted(set(tune.encoders))}
+    if tune.negative_embedding:
+        with torch.no_grad():
+            empty = base.conditioning([""]).prompt_embeds[:1]
+        parts["negative_embedding"] = NegativeEmbedding(empty).to(base.device)
+    return parts
+
+
+def in_one_module(parts: Mapping[str, nn.Module]) -> nn.Module:
+    """The part itself where there is one, else a module that holds them all."""
+    return next(iter(parts.values())) if len(parts) == 1 else nn.ModuleDict(parts)
+
+
+def _trainable(base: Base, name: str, tune: TuneConfig) -> nn.Module:
+    """A copy of the base's module with what is tuned of it: every weight, or a low-rank update."""
+    module = base.trainable(name)
+    return add_lora(module, tune) if tune.method == "lora" else module
+
+
+def _weights(config: Config, mix: str) -> dict[str, float]:
+    if mix not in config.mix:
+        raise ConfigError(unknown("mix", mix, config.mix))
+    return {reward: weight for reward, weight in config.mix[mix].items() if weight}
+
+
+def _trainer(
+    config: Config,
+    tune: TuneConfig,
+    weights: dict[str, float],
+    root: Path,
+    base: Base,
+    tuned: TunedModel,
+    parts: dict[str, nn.Module],
+) -> tuple[Trainer, dict[str, Path]]:
+    """The trainer with all that `prepare` made for it, and the files it came from."""
+    sampler = Sampler(base, config.train_chain, config.train.switch_at)
+    train_set, rewards = _data(config, tune, weights, root, sampler)
+    unets = [base.pipe.unet, *([tuned.unet] if tuned.unet else [])]
+    accelerate(sampler, [base.pipe.vae, *unets], rewards.values(), tune)
+    if fsdp.wanted(tune):
+        for unet in unets:
+            fsdp.shard(unet, base.device, base.dtype)
+    objective = Objective(base, sampler, RewardMix(rewards, weights), tune)
+    trainer = Trainer(objective, train_set, tuned, in_one_module(parts), config.train.negative_learning_rate)
+    return trainer, {"prompts": root / CURATED / "train.parquet", "latents": root / LATENTS / "train" / INDEX}
+
+
+def _data(
+    config: Config, tune: TuneConfig, weights: Iterable[str], root: Path, sampler: Sampler
+) -> tuple[TrainSet, dict[str, Reward]]:
+    """The train set and the rewards of a mix: from the stores, or each batch computed anew by what stays in memory."""
+    table = train_table(config, root)
+    prompts, images = table["prompt"], config.train.images_per_prompt
+    if config.prepare.mode == "inline":
+        rewards = load_rewards(config.rewards, weights, sampler.base.device, tune.reward_dtype)
+        # Prompts are read in the precision in which `prepare` reads them, whatever images are scored in.
+        readers = rewards if tune.reward_dtype is None else load_rewards(config.rewards, weights, sampler.base.device)
+        computed = {name: InlineFeatures(reward, prompts) for name, reward in readers.items()}
+        return TrainSet(prompts, InlinePrefixes(sampler, table), computed, images), rewards
+    stored = {name: read_text_features(config, root, name) for name in weights}
+    latents = read_train_latents(config, root)
+    rewards = load_rewards(config.rewards, weights, sampler.base.device, tune.reward_dtype)
+    for reward in rewards.values():
+        reward.drop_text_tower()
+    return TrainSet(prompts, latents, stored, images), rewards
+
+
+def _proof(config: Config, tune: TuneConfig, weights: dict[str, float], inputs: dict[str, Path]) -> dict[str, Any]:
+    sections = {
+        "base": config.base,
+        "chain": config.train_chain,
+        "switch_at": config.train.switch_at,
+        "tune": tune,
+        "mix": weights,
+        "rewards": {name: config.rewards[name].model_dump(mode="json") for name in weights},
+    }
+    models = {
+        "base": base_identity(config.base),
+        **{name: reward_identity(config.rewards[name]) for name in weights},
+    }
+    return {**proof(sections, inputs, tune.seed), "models": models}
+
+
+def _run(
+    trainer: Trainer,
+    record: dict[str, Any],
+    config: Config,
+    root: Path,
+    out: Path,
+    parts: dict[str, nn.Module],
+    shells: Mapping[str, nn.Module] | None = None,
+) -> Path:
+    """Fit, then write the artifact whole. The state to resume from lives outside `out`, which DVC deletes first.
+
+    shells: of the parts that may be split over the processes, what puts them together again.
+    """
+    facts = ["+".join(parts), {name: value for name, value in record.items() if name != "code_revision"}]
+    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    state = root / ".textcraftor/training" / key[:16]
+    finished = state.with_name(f"{state.name}.finished")
+    if data_parallel.rank() == 0:
+        shutil.rmtree(finished, ignore_errors=True)
+        clear_aside(out)
+    history = trainer.fit(state, key, _watched(config, root, trainer.objective.sampler))
+    parts |= {name: fsdp.filled(parts[name], shell) for name, shell in (shells or {}).items()}
+    if data_parallel.rank() == 0:
+        with written_aside(out) as aside:
+            for part, module in parts.items():
+                merged(module, aside / "lora" / part).save_pretrained(aside / part)
+            shutil.copytree(state / "grids", aside / "grids", ignore=shutil.ignore_patterns(".*"))
+            _write_history(aside / "history.csv", history)
+            write_json(aside / "proof.json", {**record, "weights": _digest(aside, parts)})
+        # Out of the way in one step: a kill amid the deletion must not leave half a state to resume from.
+        shutil.rmtree(state.rename(finished))
+    data_parallel.barrier()
+    return out
+
+
+def _digest(folder: Path, parts: Iterable[str]) -> str | dict[str, str]:
+    """Of the one module that was tuned, or of each."""
+    digests = {part: digest(folder / part) for part in parts}
+    return digests if len(digests) > 1 else next(iter(digests.values()))
+
+
+def _watched(config: Config, root: Path, sampler: Sampler) -> tuple[list[str], Tensor]:
+    """The first held-out prompts with their latents at the switch: watched while training, never trained on."""
+    prompts, _, seeds = heldout_rows(config, root)
+    rows = slice(0, WATCHED * config.evaluate.images_per_prompt, config.evaluate.images_per_prompt)
+    return prompts[rows], sampler.prefix(prompts[rows], seeds[rows])
+
+
+def _write_history(path: Path, history: list[dict[str, Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(history[0]))
+        writer.writeheader()
+        writer.writerows(history)
