@@ -22,9 +22,10 @@ from uuid import uuid4
 from flows.servers import Servers, ServersError, alone, choose_ports, running
 from tasks import guard
 from textcraftor.errors import PromptError, UserError
+from textcraftor.layout import STATE
 
 ROOT = Path(__file__).resolve().parents[1]
-HOME = ROOT / ".textcraftor"
+HOME = ROOT / STATE
 DEPLOYMENT = "textcraftor/full"
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow.parquet as parquet
 
 from tasks.workspace import Workspace
+from textcraftor import layout
 from textcraftor.artifact import digest, write_json
 from textcraftor.errors import UserError
 
@@ -41,10 +42,10 @@ def candidate_digest(name: str, workspace: Workspace) -> str:
 
 def assemble(name: str, record: Record, workspace: Workspace, folder: Path) -> None:
     """Lay out a candidate of the workspace in `folder`, all that speaks for or against it included."""
-    mix = name.removesuffix("-unet")
-    shutil.copytree(workspace.folder / "data/encoders" / mix, folder)
-    if name != mix:
-        tuned = workspace.folder / "data/unets" / mix
+    mix = layout.mix_of(name)
+    shutil.copytree(workspace.folder / layout.encoder_folder(mix), folder)
+    if layout.has_tuned_unet(name):
+        tuned = workspace.folder / layout.unet_folder(mix)
         shutil.copytree(tuned / "unet", folder / "unet")
         for path in tuned.glob("*.*"):
             shutil.copyfile(path, folder / f"unet-{path.name}")

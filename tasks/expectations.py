@@ -19,6 +19,7 @@ from tasks.validation_page import page
 from textcraftor.artifact import digest, write_json, written_aside
 from textcraftor.config import Config, PromptsConfig
 from textcraftor.errors import PromptError
+from textcraftor.layout import CURATED, EXPECTATIONS, VALIDATION, VALIDATION_PAGE
 from textcraftor.prompts.categories import categories
 from textcraftor.prompts.curation import alike, blocked, read_benchmarks
 from textcraftor.prompts.sources import source_name
@@ -31,10 +32,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from great_expectations.expectations import Expectation
 
-CURATED: Final = Path("data/prompts/curated")
-RECORD: Final = Path("data/prompts/validation.json")
-REPORT: Final = RECORD.with_suffix(".html")
-OWN_RULES: Final = Path("data/expectations")
 EXAMPLES: Final = 5
 
 Tables = dict[str, pl.DataFrame]
@@ -73,7 +70,7 @@ def validate(config: Config, root: Path) -> None:
         told = "; ".join(_told(check) for check in broken[:3]) + ("; ..." if len(broken) > 3 else "")
         raise PromptError(
             f"The curated prompts break {len(broken)} of {len(checks)} expectations: {told}. "
-            f"Read {REPORT}, mend the sources or the prompts section, and curate again"
+            f"Read {VALIDATION_PAGE}, mend the sources or the prompts section, and curate again"
         )
 
 
@@ -195,7 +192,7 @@ def _own_rules(name: str, root: Path) -> list["Expectation"]:
     from great_expectations.expectations.registry import get_expectation_impl
 
     expected = []
-    for path in sorted((root / OWN_RULES).glob("*.json")):
+    for path in sorted((root / EXPECTATIONS).glob("*.json")):
         try:
             rules = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(rules, list):
@@ -289,6 +286,6 @@ def _write(root: Path, success: bool, problem: str | None, inputs: dict[str, str
         "expectations": {"met": sum(check.holds for check in checks), "of": len(checks)},
         "checks": [asdict(check) for check in checks],
     }
-    write_json(root / RECORD, record)
-    with written_aside(root / REPORT) as aside:
+    write_json(root / VALIDATION, record)
+    with written_aside(root / VALIDATION_PAGE) as aside:
         aside.write_text(page(record), encoding="utf-8")

@@ -8,6 +8,7 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.evidence import Record, Unproven, candidate_digest
 from tasks.workspace import Workspace
+from textcraftor.layout import GATE_RECORD
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ def read_verdict(workspace: Workspace) -> Verdict:
 
     Raises Unproven when a candidate's weights are not the ones that were judged.
     """
-    path = workspace.reports / "gate.json"
+    path = workspace.folder / GATE_RECORD
     gate = json.loads(path.read_text(encoding="utf-8"))
     for name, record in gate["candidates"].items():
         if (now := candidate_digest(name, workspace)) != record["digest"]:

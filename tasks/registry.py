@@ -23,9 +23,10 @@ from tasks.workspace import Workspace
 from textcraftor.artifact import written_aside
 from textcraftor.config import Config
 from textcraftor.errors import ModelError
+from textcraftor.layout import STATE
 
 CHALLENGER, CHAMPION = "challenger", "champion"
-MODELS = ROOT / ".textcraftor/models"  # versions fetched before
+MODELS = ROOT / STATE / "models"  # versions fetched before
 
 
 class Decision(BaseModel):

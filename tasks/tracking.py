@@ -22,9 +22,10 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.evidence import Record, assemble, identity
 from tasks.workspace import Workspace
+from textcraftor.layout import STATE, has_tuned_unet, mix_of
 
 ROOT = Path(__file__).resolve().parents[1]
-STORE = ROOT / ".textcraftor/mlflow"  # where `make full` keeps MLflow's database and artifacts
+STORE = ROOT / STATE / "mlflow"  # where `make full` keeps MLflow's database and artifacts
 CARD = ROOT / "mlflow/model_card.md.j2"
 ARTIFACT = "candidate"  # the run's artifact folder that becomes a model version
 BATCH = 500  # metrics a request
@@ -84,7 +85,7 @@ def candidate_tags(name: str, record: Record, workspace: Workspace) -> dict[str,
     """What a run and a version are found by."""
     return {
         "candidate": name,
-        "mix": name.removesuffix("-unet"),
+        "mix": mix_of(name),
         "profile": workspace.config.profile,
         "digest": record["digest"],
         "gate": "passed" if record["passed"] else "failed",
@@ -95,17 +96,15 @@ def model_card(name: str, record: Record, workspace: Workspace) -> str:
     """The candidate's model card in markdown, from mlflow/model_card.md.j2."""
     template = jinja2.Template(CARD.read_text(encoding="utf-8"), undefined=jinja2.StrictUndefined, trim_blocks=True)
     metrics = workspace.metrics(name)
-    return template.render(name=name, record=record, metrics=metrics, config=workspace.config, mix=name.removesuffix("-unet"))
+    return template.render(name=name, record=record, metrics=metrics, config=workspace.config, mix=mix_of(name))
 
 
 def _log(mlflow: MlflowClient, run_id: str, name: str, workspace: Workspace, folder: Path) -> None:
     config = workspace.config
     sections = {"base": config.base, "sampler": config.sampler, "train": config.train, "evaluate": config.evaluate}
-    if name.endswith("-unet"):
+    if has_tuned_unet(name):
         sections["train_unet"] = config.train_unet
-    params = {"mix": config.mix[name.removesuffix("-unet")]} | {
-        section: model.model_dump(mode="json") for section, model in sections.items()
-    }
+    params = {"mix": config.mix[mix_of(name)]} | {section: model.model_dump(mode="json") for section, model in sections.items()}
     now = int(time.time() * 1000)
     metrics = [Metric(key, value, now, 0) for key, value in _numbers(workspace.metrics(name))]
     for part, file in (("train", "history.csv"), ("train_unet", "unet-history.csv")):

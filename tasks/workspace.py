@@ -21,6 +21,7 @@ from dvc.repo import Repo
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from textcraftor import layout
 from textcraftor.artifact import digest, written_aside
 from textcraftor.config import Config, load, merge
 from textcraftor.errors import PromptError
@@ -41,11 +42,11 @@ class Workspace:
 
     @property
     def reports(self) -> Path:
-        return self.folder / "data/reports"
+        return self.folder / layout.REPORTS
 
     def report(self, candidate: str) -> Path:
         """Folder with the candidate's metrics.json, grid.png and report.html."""
-        return self.reports / candidate
+        return self.folder / layout.report_folder(candidate)
 
     def metrics(self, candidate: str) -> dict[str, Any]:
         """The candidate's metrics.json."""
@@ -53,7 +54,7 @@ class Workspace:
         return metrics
 
     def scores(self, candidate: str) -> Path:
-        return self.folder / "data/scores" / f"{candidate}.parquet"
+        return self.folder / layout.scores_file(candidate)
 
 
 @task(cache_policy=NO_CACHE)
@@ -109,7 +110,7 @@ def prompt_source(path: Path) -> dict[str, str]:
         raise PromptError(f"{path} is not a file. Give a text file with one prompt a line, or {', '.join(PROMPT_FILES[1:])}")
     if path.suffix.lower() not in PROMPT_FILES:
         raise PromptError(f"{path.name}: prompts come as {', '.join(PROMPT_FILES)}, got {path.suffix or 'no suffix'}")
-    return {"kind": "file", "path": f"data/prompts/sources/{digest(path)[:12]}{path.suffix.lower()}"}
+    return {"kind": "file", "path": str(layout.PROMPT_SOURCES / f"{digest(path)[:12]}{path.suffix.lower()}")}
 
 
 def furnish(folder: Path, root: Path, params: Mapping[str, Any], prompt_files: Iterable[Path]) -> None:

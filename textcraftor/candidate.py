@@ -1,4 +1,4 @@
-"""A candidate: what may be promoted. Folders of weights and their digest; torch is not needed to speak of one."""
+"""A candidate for promotion: folders of tuned weights and their digest. Importing this needs no torch."""
 
 import hashlib
 import json
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from textcraftor.artifact import digest
 from textcraftor.errors import ModelError, unknown
+from textcraftor.layout import BASE, ENCODERS, encoder_folder, has_tuned_unet, mix_of, unet_folder
 
 ENCODER_PARTS = ("text_encoder", "text_encoder_2", "negative_embedding")
 PARTS = (*ENCODER_PARTS, "unet")
@@ -15,7 +16,7 @@ PARTS = (*ENCODER_PARTS, "unet")
 
 @dataclass(frozen=True)
 class Candidate:
-    """A thing that may be promoted: folders of tuned weights; what is None is the base's own, all None is the base."""
+    """Folders of tuned weights that may be promoted. A part that is None is the base model's; all None is the base."""
 
     name: str
     text_encoder: Path | None = None
@@ -24,40 +25,46 @@ class Candidate:
     negative_embedding: Path | None = None
 
     @property
+    def mix(self) -> str:
+        """The reward mix that the candidate was trained on; empty for the base."""
+        return mix_of(self.name) if self.name != BASE else ""
+
+    @property
     def parts(self) -> dict[str, Path]:
-        """The tuned modules' folders, by the pipeline's names for them."""
+        """Folders of the tuned modules, by their names in a diffusers pipeline."""
         return {part: path for part in PARTS if (path := getattr(self, part))}
 
     @classmethod
     def find(cls, name: str, root: Path) -> "Candidate":
-        """`base`, a mix (`data/encoders/MIX`), a mix with its tuned UNet (`MIX-unet`), or a folder of either layout.
+        """Look a candidate up: `base`, a mix, a mix with its tuned UNet (`MIX-unet`), or a folder laid out like theirs.
 
+        root: the workspace; a folder is relative to the current one.
         Raises ModelError when there is no such candidate.
         """
-        if name == "base":
+        if name == BASE:
             return cls(name)
-        encoders = root / "data/encoders"
-        mix = name.removesuffix("-unet")
-        if len(Path(name).parts) > 1 or not (encoders / mix).is_dir():
+        mix = mix_of(name)
+        encoders = root / encoder_folder(mix)
+        if len(Path(name).parts) > 1 or not encoders.is_dir():
             folder = Path(name)
             if folder.is_dir():
                 return cls(folder.name, **_encoders(folder), unet=_weights(folder / "unet", optional=True))
-            trained = [path.name for path in encoders.glob("[!.]*")]
+            trained = [path.name for path in (root / ENCODERS).glob("[!.]*")]
             raise ModelError(
-                f"{unknown('candidate', name, ['base', *trained])} A mix becomes one by `textcraftor train --mix NAME`"
+                f"{unknown('candidate', name, [BASE, *trained])} `textcraftor train --mix NAME` makes a mix's candidate"
             )
-        unet_folder = _weights(root / "data/unets" / mix / "unet") if name.endswith("-unet") else None
-        return cls(name, **_encoders(encoders / mix), unet=unet_folder)
+        unet = _weights(root / unet_folder(mix) / "unet") if has_tuned_unet(name) else None
+        return cls(name, **_encoders(encoders), unet=unet)
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over the weights' folders: what a gate record speaks of. Empty for the base."""
+        """sha256 over the folders of weights, as named in gate records. Empty for the base."""
         digests = {part: digest(path) for part, path in self.parts.items()}
         return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest() if digests else ""
 
 
 def _encoders(folder: Path) -> dict[str, Path | None]:
-    """What conditions the UNet, of a folder: the tuned text encoders and negative embedding, at least one of them."""
+    """The tuned text encoders and negative embedding in a folder. Raises ModelError when there is none."""
     found = {part: _weights(folder / part, optional=True) for part in ENCODER_PARTS}
     return found if any(found.values()) else {"text_encoder": _weights(folder / "text_encoder")}
 
@@ -66,5 +73,5 @@ def _weights(folder: Path, optional: bool = False) -> Path | None:
     if optional and not folder.exists():
         return None
     if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} holds no model (no config.json). A whole candidate is made by `textcraftor train`")
+        raise ModelError(f"{folder} holds no model (no config.json). `textcraftor train` writes a complete candidate")
     return folder

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from textcraftor import config as configuration
+from textcraftor import layout
 from textcraftor.errors import ConfigError, UserError
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -26,7 +27,6 @@ Profile = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
 ROOT = Path()
 PARAMS = Path("params.yaml")
-RANDOM_WEIGHTS = Path(".textcraftor/random-weights")
 
 
 @app.command()
@@ -41,7 +41,7 @@ def curate(params: Params = PARAMS, profile: Profile = None) -> None:
     run = configuration.load(params, profile=profile)
     from textcraftor.prompts import curate
 
-    summary = curate(run.prompts, ROOT, ROOT / "data/prompts/curated")
+    summary = curate(run.prompts, ROOT, ROOT / layout.CURATED)
     typer.echo(summary)
 
 
@@ -226,8 +226,8 @@ def bench_train(
     if random_weights:
         from textcraftor.bench.random_weights import with_random_weights, write_all
 
-        run = with_random_weights(run, RANDOM_WEIGHTS)
-        write_all(RANDOM_WEIGHTS)
+        run = with_random_weights(run, layout.RANDOM_WEIGHTS)
+        write_all(layout.RANDOM_WEIGHTS)
     else:
         _require_downloads(run)
     found = bench_training(
@@ -242,8 +242,8 @@ def bench_train(
 
 @app.command("tiny-build")
 def tiny_build(
-    out: Annotated[Path, typer.Option(help="Where the weights go.")] = Path("data/tiny"),
-    work: Annotated[Path, typer.Option(help="Scratch: caches and states to resume from.")] = Path(".textcraftor/tiny"),
+    out: Annotated[Path, typer.Option(help="Where the weights go.")] = layout.TINY,
+    work: Annotated[Path, typer.Option(help="Scratch: caches and states to resume from.")] = layout.TINY_STATE,
     seed: int = 0,
     device: Device = "auto",
 ) -> None:

@@ -25,10 +25,10 @@ from safetensors.torch import save_file
 from textcraftor.artifact import digest, write_json, written_aside
 from textcraftor.config import Config, Download
 from textcraftor.errors import ConfigError, ModelError, unknown
+from textcraftor.layout import PARTIAL_DOWNLOADS
 from textcraftor.models.weights import brief, read_tensors
 
 LOCK: Final = Path("weights.lock.json")
-PARTS: Final = Path(".textcraftor/downloads")  # what is under way: an interrupted download goes on from here
 
 PICKLES: Final = (".bin", ".ckpt", ".pt", ".pth")
 # What libraries call the same weights as safetensors, where it is more than another suffix.
@@ -167,7 +167,7 @@ def _bring(each: Wanted, root: Path, lock: Mapping[str, Entry], folder: Path | N
     known = entry["published_sha256"] if entry and entry["origin"] == each.origin else ""
     if each.pin and known and known != each.pin:
         raise ModelError(f"{each}: {LOCK} has sha256 {known[:12]}..., the profile {each.pin[:12]}... Correct one of them")
-    part = root / PARTS / f"{hashlib.sha256(f'{each.origin}/{each.file}'.encode()).hexdigest()[:16]}.part"
+    part = root / PARTIAL_DOWNLOADS / f"{hashlib.sha256(f'{each.origin}/{each.file}'.encode()).hexdigest()[:16]}.part"
     part.parent.mkdir(parents=True, exist_ok=True)
     expected = {"the profile": each.pin, str(LOCK): known}
     if folder is not None:

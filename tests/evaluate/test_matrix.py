@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from tests.evaluate.conftest import Brightness
+from textcraftor.candidate import Candidate
 from textcraftor.config import RewardConfig, load
 from textcraftor.errors import ConfigError, RewardError
 from textcraftor.evaluate.generation import from_bytes, plan
@@ -58,8 +59,10 @@ def test_its_judge_is_held_out_only_where_the_reward_is(tmp_path):
     with pytest.raises(ConfigError, match="oracle"):  # the tiny gate asks it
         load(params)
     run = load(params, {"gate": {"rules": [{"judge": "pickscore_bxb", "metric": "mean", "at_least": 1}]}})
-    assert "pickscore_bxb" in _trained_on(run, "balanced") and "heldout_bxb" not in _trained_on(run, "balanced")
-    assert _trained_on(run, "base") == ()
+    assert "pickscore_bxb" in _trained_on(run, Candidate("balanced")) and "heldout_bxb" not in _trained_on(
+        run, Candidate("balanced")
+    )
+    assert _trained_on(run, Candidate("base")) == ()
 
 
 def test_an_unknown_matrix_judge_is_refused(tmp_path):

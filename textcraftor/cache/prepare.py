@@ -24,18 +24,17 @@ from textcraftor.config import ChainConfig, Config, RewardConfig, switch_step
 from textcraftor.distributed import data_parallel
 from textcraftor.distributed.work_split import Shares
 from textcraftor.errors import StoreError
+from textcraftor.layout import HELDOUT_PROMPTS, LATENTS, TRAIN_PROMPTS
 from textcraftor.models.base import load_base
 from textcraftor.prompts.table import noise_seed, read_prompts
 from textcraftor.rewards import Reward, load_reward
 
-LATENTS = Path("data/latents")
-CURATED = Path("data/prompts/curated")
 TEXT_BATCH = 256  # prompts a text tower reads at a time
 
 
 def train_table(config: Config, root: Path) -> pl.DataFrame:
     """prompt and seed of each row of the train split's stores: `train.images_per_prompt` rows for each prompt, in order."""
-    path, images = root / CURATED / "train.parquet", config.train.images_per_prompt
+    path, images = root / TRAIN_PROMPTS, config.train.images_per_prompt
     if images == 1:
         return read_prompts(path, ["prompt", "seed"])
     table = read_prompts(path, ["prompt", "prompt_id"])
@@ -46,7 +45,7 @@ def train_table(config: Config, root: Path) -> pl.DataFrame:
 
 def heldout_rows(config: Config, root: Path) -> tuple[list[str], list[str], list[int]]:
     """(prompts, prompt_ids, seeds) of the evaluation: `images_per_prompt` rows for each held-out prompt, in order."""
-    table = read_prompts(root / CURATED / "heldout.parquet").head(config.evaluate.prompts)
+    table = read_prompts(root / HELDOUT_PROMPTS).head(config.evaluate.prompts)
     images = range(config.evaluate.images_per_prompt)
     rows = [
         (prompt, key, noise_seed(key, i)) for prompt, key in table.select("prompt", "prompt_id").iter_rows() for i in images

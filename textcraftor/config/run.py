@@ -10,6 +10,7 @@ from textcraftor.config.rewards import Mix, RewardConfig
 from textcraftor.config.section import Name, Positive, Section
 from textcraftor.config.training import TrainConfig, TuneConfig
 from textcraftor.errors import unknown
+from textcraftor.layout import candidate_name
 
 
 class Config(Section):
@@ -109,4 +110,4 @@ class Config(Section):
     @property
     def candidates(self) -> tuple[str, ...]:
         """Every candidate of the run, the base excluded: each mix, then each mix with its UNet."""
-        return (*self.mixes, *(f"{mix}-unet" for mix in self.unet_mixes))
+        return (*self.mixes, *(candidate_name(mix, unet=True) for mix in self.unet_mixes))

@@ -12,8 +12,9 @@ from typing import Any
 from textcraftor.artifact import write_json, written_aside
 from textcraftor.config import Config, GateRule
 from textcraftor.errors import UserError
-from textcraftor.evaluate.scores import BASE, DIVERSITY, REPORTS, SCORES, Scores
+from textcraftor.evaluate.scores import DIVERSITY, Scores
 from textcraftor.evaluate.statistics import compare, fault_of
+from textcraftor.layout import BASE, GATE_RECORD, scores_file
 
 Record = dict[str, Any]
 
@@ -23,9 +24,9 @@ def gate(config: Config, root: Path) -> Path:
 
     A gate that nobody passes is a verdict, not an error.  Raises ModelError when a table of scores is damaged.
     """
-    paths = {name: root / SCORES / f"{name}.parquet" for name in (BASE, *config.candidates)}
+    paths = {name: root / scores_file(name) for name in (BASE, *config.candidates)}
     record = decide({name: Scores.read(path) for name, path in paths.items() if path.exists()}, config)
-    path = root / REPORTS / "gate.json"
+    path = root / GATE_RECORD
     write_json(path, record)
     with written_aside(path.with_suffix(".md")) as aside:
         aside.write_text(markdown(record), encoding="utf-8")

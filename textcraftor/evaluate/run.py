@@ -1,7 +1,7 @@
 """One candidate, from its weights to the report: draw, judge, compare, show."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from textcraftor.artifact import base_identity, proof, written_aside
-from textcraftor.cache.prepare import CURATED, read_heldout_latents
+from textcraftor.cache.prepare import read_heldout_latents
 from textcraftor.candidate import Candidate
 from textcraftor.chain.sampler import Sampler
 from textcraftor.config import MATRIX, BaseConfig, Config
@@ -21,8 +21,9 @@ from textcraftor.evaluate.claims import Counts, count_claims
 from textcraftor.evaluate.generation import draw, plan
 from textcraftor.evaluate.judging import score
 from textcraftor.evaluate.report import Evaluation, write_report
-from textcraftor.evaluate.scores import BASE, DIVERSITY, ORACLE, REPORTS, SCORES, Scores
+from textcraftor.evaluate.scores import DIVERSITY, ORACLE, Scores
 from textcraftor.evaluate.statistics import compare
+from textcraftor.layout import BASE, HELDOUT_PROMPTS, report_folder, scores_file
 from textcraftor.models.base import load_base, load_candidate
 from textcraftor.rewards import Reward, load_reward
 
@@ -65,7 +66,7 @@ def measure(
     images: (N, 3, H, W) uint8 in the order of `rows`; of several processes, each has those of its `batches`.
     load: a judge by its name.
     """
-    settings, report = config.evaluate, root / REPORTS / model.name
+    settings, report = config.evaluate, root / report_folder(model.name)
     batches = batches or Batches(rows.height, settings.batch_size)
     table, images = score(images, rows, settings, load, device, batches), batches.collect(images)
     if batches.shares.rank > 0:
@@ -75,7 +76,7 @@ def measure(
         candidate=model.name,
         digest=model.digest or base_identity(config.base),
         judges=settings.judges,
-        trained_on=_trained_on(config, model.name),
+        trained_on=_trained_on(config, model),
         proof=_proof(config, model, root),
         table=table,
     )
@@ -89,14 +90,14 @@ def measure(
         base_scores=against,
         metrics={"candidate": model.name, "base": BASE, **figures},
         images=images,
-        before=root / REPORTS / BASE / "images",
+        before=root / report_folder(BASE) / "images",
         claims=claims,
         base_claims=claims if base is None or claims is None else _base_claims(root),
         judged_by=_judged_by(config),
     )
     with written_aside(report) as aside:
         write_report(aside, evaluation)
-        scores.write(root / SCORES / f"{model.name}.parquet")
+        scores.write(root / scores_file(model.name))
     batches.shares.wait()
     return report
 
@@ -117,13 +118,9 @@ def _judge(config: Config, name: str, device: torch.device) -> Reward:
     return load_reward(name, config.rewards[name], device)
 
 
-def _mix(config: Config, candidate: str) -> Mapping[str, float]:
-    return config.mix.get(candidate.removesuffix("-unet"), {}) if candidate != BASE else {}
-
-
-def _trained_on(config: Config, candidate: str) -> tuple[str, ...]:
+def _trained_on(config: Config, model: Candidate) -> tuple[str, ...]:
     """The rewards of the candidate's mix, and the judges that are the same reward on another scale."""
-    rewards = {name for name, weight in _mix(config, candidate).items() if weight}
+    rewards = {name for name, weight in config.mix.get(model.mix, {}).items() if weight}
     scales = {judge for judge in config.evaluate.judges if judge.endswith(MATRIX) and judge.removesuffix(MATRIX) in rewards}
     return tuple(sorted(rewards | scales))
 
@@ -144,7 +141,7 @@ def _comparable(config: Config) -> dict[str, Any]:
 
 def _proof(config: Config, model: Candidate, root: Path) -> dict[str, Any]:
     """The proof of a table of scores; weights that are no local path are named by the configuration alone."""
-    paths = {"prompts": root / CURATED / "heldout.parquet", "base": Path(config.base.path)}
+    paths = {"prompts": root / HELDOUT_PROMPTS, "base": Path(config.base.path)}
     judges = {name: config.rewards[name.removesuffix(MATRIX)] for name in _comparable(config)["judges"] if name != ORACLE}
     paths |= {f"judge {name}": Path(reward.path) for name, reward in judges.items()}
     paths |= model.parts
@@ -154,7 +151,7 @@ def _proof(config: Config, model: Candidate, root: Path) -> dict[str, Any]:
 
 def _base_scores(config: Config, root: Path, rows: pl.DataFrame) -> Scores:
     """The base's scores, if they can be compared with: same prompts, noise, chain, judges. Asked before any drawing."""
-    scores = Scores.read(root / SCORES / f"{BASE}.parquet")
+    scores = Scores.read(root / scores_file(BASE))
     again = "Run `textcraftor evaluate --candidate base` again"
     if not scores.table.select(rows.columns).equals(rows):
         raise PromptError(f"The base was evaluated on other prompts or noise. {again}")
@@ -170,7 +167,7 @@ def _base_scores(config: Config, root: Path, rows: pl.DataFrame) -> Scores:
 
 
 def _base_claims(root: Path) -> dict[str, Counts]:
-    path = root / REPORTS / BASE / "claims.json"
+    path = root / report_folder(BASE) / "claims.json"
     try:
         claims: dict[str, Counts] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -13,11 +13,8 @@ from polars.exceptions import PolarsError
 from textcraftor.artifact import written_aside
 from textcraftor.errors import ModelError
 
-BASE = "base"
 DIVERSITY = "diversity"
 ORACLE = "oracle"
-SCORES = Path("data/scores")
-REPORTS = Path("data/reports")
 _METADATA = "textcraftor"
 
 

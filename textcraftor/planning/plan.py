@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
-from textcraftor.cache.prepare import CURATED
 from textcraftor.config import Config, TrainConfig, TuneConfig, switch_step
 from textcraftor.errors import ConfigError, unknown
+from textcraftor.layout import TRAIN_PROMPTS
 from textcraftor.planning.footprint import Cost, Footprint, footprint
 
 MARGIN = 1.1
@@ -225,7 +225,7 @@ def some_prompts(config: Config, root: Path, count: int) -> tuple[list[str], str
     """(the first train prompts, what they are); placeholders before there is a curated set."""
     from textcraftor.prompts.table import read_prompts
 
-    path = root / CURATED / "train.parquet"
+    path = root / TRAIN_PROMPTS
     if path.exists():
         prompts = read_prompts(path)["prompt"].head(count).to_list()
         return prompts, f"{len(prompts):,} train prompts"

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from textcraftor.artifact import base_identity, clear_aside, digest, proof, reward_identity, write_json, written_aside
-from textcraftor.cache.prepare import CURATED, LATENTS, heldout_rows, read_text_features, read_train_latents, train_table
+from textcraftor.cache.prepare import heldout_rows, read_text_features, read_train_latents, train_table
 from textcraftor.cache.store import INDEX
 from textcraftor.candidate import Candidate
 from textcraftor.chain.sampler import Sampler
 from textcraftor.config import Config, TrainConfig, TuneConfig
 from textcraftor.distributed import data_parallel, fsdp
 from textcraftor.errors import ConfigError, ModelError, unknown
+from textcraftor.layout import LATENTS, TRAIN_PROMPTS, TRAINING_STATE, encoder_folder, unet_folder
 from textcraftor.models.base import Base, TunedModel, load_base, load_candidate
 from textcraftor.models.lora import add_lora, merged
 from textcraftor.models.negative_embedding import NegativeEmbedding
@@ -48,7 +49,7 @@ def train_text_encoder(config: Config, mix: str, root: Path, device: torch.devic
     parts = encoder_parts(base, tune)
     trainer, inputs = _trainer(config, tune, weights, root, base, TunedModel(**parts), parts)
     record = _proof(config, tune, weights, inputs)
-    return _run(trainer, record, config, root, root / "data/encoders" / mix, parts)
+    return _run(trainer, record, config, root, root / encoder_folder(mix), parts)
 
 
 def train_unet(config: Config, mix: str, root: Path, device: torch.device) -> Path:
@@ -67,7 +68,7 @@ def train_unet(config: Config, mix: str, root: Path, device: torch.device) -> Pa
     shells = {name: fsdp.hollow(module) for name, module in unet.items()}
     trainer, inputs = _trainer(config, config.train_unet, weights, root, base, replace(frozen, **unet), unet)
     record = _proof(config, config.train_unet, weights, {**inputs, **candidate.parts})
-    return _run(trainer, record, config, root, root / "data/unets" / mix, unet, shells)
+    return _run(trainer, record, config, root, root / unet_folder(mix), unet, shells)
 
 
 def encoder_parts(base: Base, tune: TrainConfig) -> dict[str, Any]:
@@ -116,7 +117,7 @@ def _trainer(
             fsdp.shard(unet, base.device, base.dtype)
     objective = Objective(base, sampler, RewardMix(rewards, weights), tune)
     trainer = Trainer(objective, train_set, tuned, in_one_module(parts), config.train.negative_learning_rate)
-    return trainer, {"prompts": root / CURATED / "train.parquet", "latents": root / LATENTS / "train" / INDEX}
+    return trainer, {"prompts": root / TRAIN_PROMPTS, "latents": root / LATENTS / "train" / INDEX}
 
 
 def _data(
@@ -170,7 +171,7 @@ def _run(
     """
     facts = ["+".join(parts), {name: value for name, value in record.items() if name != "code_revision"}]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-    state = root / ".textcraftor/training" / key[:16]
+    state = root / TRAINING_STATE / key[:16]
     finished = state.with_name(f"{state.name}.finished")
     if data_parallel.rank() == 0:
         shutil.rmtree(finished, ignore_errors=True)

@@ -1,0 +1,67 @@
+"""Where a workspace keeps its artifacts, and what its candidates are called. Every path is relative to the workspace root."""
+
+from pathlib import Path
+from typing import Final
+
+# Shipped with the project, or written by its owner.
+TINY: Final = Path("data/tiny")
+EXPECTATIONS: Final = Path("data/expectations")
+
+# Made by the stages.
+PROMPT_SOURCES: Final = Path("data/prompts/sources")  # prompt files that a run was given
+CURATED: Final = Path("data/prompts/curated")
+TRAIN_PROMPTS: Final = CURATED / "train.parquet"
+HELDOUT_PROMPTS: Final = CURATED / "heldout.parquet"
+VALIDATION: Final = Path("data/prompts/validation.json")
+VALIDATION_PAGE: Final = Path("data/prompts/validation.html")
+LATENTS: Final = Path("data/latents")
+ENCODERS: Final = Path("data/encoders")
+UNETS: Final = Path("data/unets")
+SCORES: Final = Path("data/scores")
+REPORTS: Final = Path("data/reports")
+GATE_RECORD: Final = REPORTS / "gate.json"
+
+# Working files that no stage depends on: checkpoints, partial downloads, caches.
+STATE: Final = Path(".textcraftor")
+TRAINING_STATE: Final = STATE / "training"
+PARTIAL_DOWNLOADS: Final = STATE / "downloads"
+RANDOM_WEIGHTS: Final = STATE / "random-weights"
+TINY_STATE: Final = STATE / "tiny"
+
+BASE: Final = "base"  # the untuned model, which every other candidate is compared with
+_UNET_SUFFIX: Final = "-unet"  # names of mixes hold no hyphen
+
+
+def candidate_name(mix: str, unet: bool = False) -> str:
+    """The candidate trained on a mix: its text encoder, or with `unet` its text encoder and its UNet."""
+    return mix + _UNET_SUFFIX if unet else mix
+
+
+def mix_of(candidate: str) -> str:
+    """The mix that a candidate was trained on, by the candidate's name."""
+    return candidate.removesuffix(_UNET_SUFFIX)
+
+
+def has_tuned_unet(candidate: str) -> bool:
+    """Whether a candidate's UNet is tuned too, by the candidate's name."""
+    return candidate.endswith(_UNET_SUFFIX)
+
+
+def encoder_folder(mix: str) -> Path:
+    """Output of `train --mix MIX`: text_encoder/, negative_embedding/, proof.json, history.csv, grids/."""
+    return ENCODERS / mix
+
+
+def unet_folder(mix: str) -> Path:
+    """Output of `train-unet --mix MIX`: unet/, proof.json, history.csv, grids/."""
+    return UNETS / mix
+
+
+def scores_file(candidate: str) -> Path:
+    """Scores of each image of a candidate, with their proof."""
+    return SCORES / f"{candidate}.parquet"
+
+
+def report_folder(candidate: str) -> Path:
+    """metrics.json, grid.png and report.html of a candidate."""
+    return REPORTS / candidate
