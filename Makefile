@@ -2,6 +2,7 @@
 # is all that is assumed.
 #   make full PROMPTS=my_prompts.txt   your own prompts      PROFILE=tiny  PROMOTE=auto|manual|never
 #   make full PREFECT_PORT=4200 MLFLOW_PORT=5000             fixed ports; free ones are found otherwise
+#   make test ARGS="-k gate"                                 pytest's own options; ARGS="-n 8" for more than two workers
 PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3))
 BIN := .venv/bin
 STAMP := .venv/.complete
@@ -10,13 +11,14 @@ export UV_PYTHON_DOWNLOADS := never
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup full ui test check format lock clean
+.PHONY: help setup full ui lint test check format lock clean
 
 help:
 	@echo "make full    the whole pipeline on this machine, with Prefect and MLflow; exits with the verdict"
 	@echo "make ui      look at earlier runs in Prefect and MLflow, until Ctrl-C"
 	@echo "make test    all tests"
-	@echo "make check   format, lint, types, tests: what CI runs"
+	@echo "make lint    formatting, lint, imports between packages, types"
+	@echo "make check   lint and test: what CI runs"
 	@echo "make setup   the environment alone    make lock   pin it anew    make clean   remove caches and one-off runs"
 
 setup: $(STAMP)
@@ -35,14 +37,17 @@ full: setup
 ui: setup
 	@$(BIN)/python -m flows.local ui
 
-test: setup
-	@$(BIN)/python -m pytest
+lint: setup
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/lint-imports
+	@$(BIN)/mypy
 
-check: setup
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	$(BIN)/mypy
-	$(BIN)/python -m pytest
+# Two worker processes; a file's tests stay on one, so that a server that its tests share is started once.
+test: setup
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+check: lint test
 
 format: setup
 	$(BIN)/ruff format .
@@ -55,5 +60,5 @@ lock:
 
 # What is remade without loss. History (.textcraftor), the DVC cache and the environment stay.
 clean:
-	rm -rf runs .pytest_cache .mypy_cache .ruff_cache build
+	rm -rf runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -39,6 +39,11 @@ def test_make_targets_exist() -> None:
     assert {"full", "test"} <= found <= targets
 
 
+def test_ci_runs_what_make_check_runs() -> None:
+    (check,) = re.findall(r"^check:(.*)", (ROOT / "Makefile").read_text(), re.M)
+    assert re.findall(r"\bmake ([a-z]+)$", (ROOT / ".ci/run").read_text(), re.M) == check.split()
+
+
 def test_deployments_exist() -> None:
     deployed = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
     known = {f"{entry['entrypoint'].split(':')[0].split('/')[1].removesuffix('.py')}/{entry['name']}" for entry in deployed}

@@ -1,9 +1,16 @@
-"""Law 1: the library knows no orchestra. Proven by importing all of it in a fresh interpreter."""
+"""Law 1: the library imports no orchestrator: not at import time, not inside a function, not by name."""
 
+import ast
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
-ORCHESTRA = ("prefect", "dvc", "mlflow", "great_expectations")
+import pytest
+
+import textcraftor
+
+ORCHESTRATORS = ("prefect", "dvc", "mlflow", "great_expectations")
 
 PROBE = """
 import importlib, pkgutil, sys
@@ -12,20 +19,54 @@ import textcraftor
 for module in pkgutil.walk_packages(textcraftor.__path__, "textcraftor."):
     if not module.name.endswith("__main__"):
         importlib.import_module(module.name)
-print(*sorted(set(name.split(".")[0] for name in sys.modules) & {{{orchestra}}}))
+print(*sorted(set(name.split(".")[0] for name in sys.modules) & {{{names}}}))
 """
 
 
-def met(before: str = "") -> list[str]:
-    """Which of the orchestra are imported once the whole library is, after the statement `before`."""
-    code = PROBE.format(before=before, orchestra=", ".join(map(repr, ORCHESTRA)))
+def imported_orchestrators(before: str = "") -> list[str]:
+    """The orchestrators in sys.modules of a fresh interpreter that ran `before` and imported the whole library."""
+    code = PROBE.format(before=before, names=", ".join(map(repr, ORCHESTRATORS)))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return done.stdout.split()
 
 
-def test_the_library_imports_no_orchestra() -> None:
-    assert met() == []
+def named_orchestrators(source: str) -> Iterator[str]:
+    """The orchestrators that a module's source imports anywhere, or names in a call of import_module or __import__."""
+    for node in ast.walk(ast.parse(source)):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names = [node.module or ""]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__"):
+            names = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+        yield from (name for name in names if name.split(".")[0] in ORCHESTRATORS)
 
 
-def test_the_law_can_be_broken() -> None:
-    assert "dvc" in met(before="import dvc")
+def test_importing_the_library_imports_no_orchestrator() -> None:
+    assert imported_orchestrators() == []
+
+
+def test_the_import_probe_can_fail() -> None:
+    assert "dvc" in imported_orchestrators(before="import dvc")
+
+
+def test_no_module_of_the_library_names_an_orchestrator_in_an_import() -> None:
+    """Imports inside functions run after the library was imported, so only its source shows them."""
+    files = list(Path(textcraftor.__file__).parent.rglob("*.py"))
+    assert len(files) > 50
+    found = {f"{path}: {name}" for path in files for name in named_orchestrators(path.read_text(encoding="utf-8"))}
+    assert not found
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import prefect",
+        "def late():\n    from mlflow.entities import Metric",
+        "def late():\n    import importlib\n    return importlib.import_module('dvc.repo')",
+        "def late():\n    return __import__('great_expectations')",
+    ],
+)
+def test_the_source_check_can_fail(source: str) -> None:
+    assert list(named_orchestrators(source))
