@@ -15,7 +15,8 @@ from tests.hub import COMMIT, Hub, serving
 from textcraftor import fetch as fetching
 from textcraftor.config import Config, Download, load
 from textcraftor.errors import ConfigError, ModelError
-from textcraftor.fetch import LOCK, PARTS, Fetched, fetch, missing, read_lock, require
+from textcraftor.fetch import LOCK, Fetched, fetch, missing, read_lock, require
+from textcraftor.layout import PARTIAL_DOWNLOADS
 
 WEIGHTS = save({"weight": torch.arange(60_000, dtype=torch.float32)})
 CONFIG = b'{"hidden_size": 8}'
@@ -58,7 +59,7 @@ def test_what_is_missing_comes_and_what_is_there_stays(tmp_path: Path, hub: Hub)
     assert [each.action for each in get(run, tmp_path, hub)] == ["downloaded", "downloaded"]
     assert (tmp_path / "weights/base/model.safetensors").read_bytes() == WEIGHTS
     assert (tmp_path / "weights/base/config.json").read_bytes() == CONFIG
-    assert not missing(run, tmp_path) and not list((tmp_path / PARTS).iterdir())
+    assert not missing(run, tmp_path) and not list((tmp_path / PARTIAL_DOWNLOADS).iterdir())
     require(run, tmp_path)
     requests = len(hub.asked)
     assert [each.action for each in get(run, tmp_path, hub)] == ["present", "present"]
@@ -78,7 +79,7 @@ def test_an_interrupted_download_goes_on_where_it_broke(tmp_path: Path, hub: Hub
     ):
         get(run, tmp_path, hub)
     assert not (tmp_path / "weights").exists() and not (tmp_path / LOCK).exists()
-    (part,) = (tmp_path / PARTS).iterdir()
+    (part,) = (tmp_path / PARTIAL_DOWNLOADS).iterdir()
     assert part.read_bytes() == WEIGHTS[:100_000]
     hub.cut_after, hub.down = None, False
     hub.asked.clear()
@@ -104,7 +105,7 @@ def test_a_wrong_sha256_is_refused_by_name_and_kept_out(tmp_path: Path, hub: Hub
     ):
         get(run, tmp_path, hub)
     assert not (tmp_path / "weights/base/model.safetensors").exists()
-    assert not list((tmp_path / PARTS).iterdir()), "nor may the next call build upon it"
+    assert not list((tmp_path / PARTIAL_DOWNLOADS).iterdir()), "nor may the next call build upon it"
 
 
 def test_a_file_that_changed_on_disk_is_fetched_anew(tmp_path: Path, hub: Hub) -> None:
@@ -131,7 +132,7 @@ def test_a_damaged_file_is_refused_even_where_nobody_pinned_it(tmp_path: Path, h
     with pytest.raises(ModelError, match=r"model\.safetensors of acme/base@0123456 is damaged"):
         get(wants(tmp_path, files={"model.safetensors": ""}), tmp_path, hub)
     assert not (tmp_path / "weights").exists() or not list((tmp_path / "weights").rglob("*.safetensors"))
-    assert read_lock(tmp_path) == {} and not list((tmp_path / PARTS).iterdir())
+    assert read_lock(tmp_path) == {} and not list((tmp_path / PARTIAL_DOWNLOADS).iterdir())
 
 
 def torch_file(path: Path, content: Any) -> bytes:
@@ -172,7 +173,7 @@ def test_nothing_is_unpickled(tmp_path: Path, hub: Hub, monkeypatch: pytest.Monk
         hub.files["acme/base/model.pt"] = content
         with pytest.raises(ModelError, match=r"model\.pt of acme/base@0123456: .*Refused and deleted"):
             get(wants(tmp_path, files={"model.pt": sha256(content)}), tmp_path, hub)
-    assert not (tmp_path / "exploded").exists() and not list((tmp_path / PARTS).iterdir())
+    assert not (tmp_path / "exploded").exists() and not list((tmp_path / PARTIAL_DOWNLOADS).iterdir())
     assert not list((tmp_path / "weights").rglob("*.safetensors"))
 
 
