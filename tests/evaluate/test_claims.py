@@ -3,7 +3,7 @@ import torch
 
 from textcraftor.evaluate.claims import count_claims
 from textcraftor.tiny.renderer import render
-from textcraftor.tiny.scenes import Scene, Thing
+from textcraftor.tiny.scenes import Scene, SceneObject
 
 
 def pictures(*scenes):
@@ -12,7 +12,7 @@ def pictures(*scenes):
 
 
 def test_counts_by_kind_and_by_language():
-    scene = Scene((Thing("red", "circle", "large"),), None, "white", "flat")
+    scene = Scene((SceneObject("red", "circle", "large"),), None, "white", "flat")
     images = pictures(scene, scene, scene)
     prompts = [
         "a large red circle on a white background, flat",  # plain, and all of it holds
@@ -29,7 +29,7 @@ def test_counts_by_kind_and_by_language():
 
 
 def test_things_of_a_kind_count_together():
-    scene = Scene((Thing("red", "circle", "small"), Thing("blue", "square", "small")), "left of", "white", "flat")
+    scene = Scene((SceneObject("red", "circle", "small"), SceneObject("blue", "square", "small")), "left of", "white", "flat")
     counts = count_claims(pictures(scene), ["a small red circle left of a small yellow square"], 8)
     assert counts["kind"]["colour"] == {"held": 1, "of": 2}
     assert "background" not in counts["kind"]

@@ -1,4 +1,4 @@
-"""Both languages say the same of a scene, and `parse` reads them back."""
+"""`parse` recovers a scene from its plain and rich captions."""
 
 from dataclasses import replace
 
@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from textcraftor.tiny import language
-from textcraftor.tiny.language import Claims, claims_of, parse, plain_caption, reword, rich_caption, sample_prompts
-from textcraftor.tiny.scenes import OPPOSITE, Scene, Thing, change_one, sample_scene
+from textcraftor.tiny.language import Claims, parse, plain_caption, reword, rich_caption, sample_prompts, scene_claims
+from textcraftor.tiny.scenes import OPPOSITE_RELATION, Scene, SceneObject, change_one_attribute, sample_scene
 
 
 def scenes(count: int, seed: int = 0) -> list[Scene]:
@@ -16,15 +16,15 @@ def scenes(count: int, seed: int = 0) -> list[Scene]:
 
 
 def canonical(claims: Claims) -> Claims:
-    """The same claims with the things in a fixed order, so that "A left of B" equals "B right of A"."""
+    """The same claims with the objects in a fixed order, so that "A left of B" equals "B right of A"."""
     if claims.relation in ("right of", "below"):
-        return replace(claims, things=claims.things[::-1], relation=OPPOSITE[claims.relation])
+        return replace(claims, objects=claims.objects[::-1], relation=OPPOSITE_RELATION[claims.relation])
     return claims
 
 
 def test_plain_caption_round_trip() -> None:
     for scene in scenes(3000):
-        assert parse(plain_caption(scene)) == claims_of(scene)
+        assert parse(plain_caption(scene)) == scene_claims(scene)
 
 
 def test_rich_caption_round_trip() -> None:
@@ -33,66 +33,66 @@ def test_rich_caption_round_trip() -> None:
         prompt = rich_caption(scene, rng, omit=0.0)
         claims = parse(prompt)
         assert claims is not None, prompt
-        assert canonical(claims) == canonical(claims_of(scene)), prompt
+        assert canonical(claims) == canonical(scene_claims(scene)), prompt
 
 
 def test_rich_caption_leaves_out_only_background_and_style() -> None:
     rng = np.random.default_rng(2)
-    silent = 0
+    omitted = 0
     for scene in scenes(500):
         claims = parse(rich_caption(scene, rng, omit=0.5))
         assert claims is not None
-        silent += claims.background is None
-        told = replace(claims, background=claims.background or scene.background, style=claims.style or scene.style)
-        assert canonical(told) == canonical(claims_of(scene))
-    assert 150 < silent < 350
+        omitted += claims.background is None
+        completed = replace(claims, background=claims.background or scene.background, style=claims.style or scene.style)
+        assert canonical(completed) == canonical(scene_claims(scene))
+    assert 150 < omitted < 350
 
 
 def test_rich_language_uses_every_synonym() -> None:
     rng = np.random.default_rng(3)
-    spoken = set(" ".join(rich_caption(scene, rng) for scene in scenes(4000)).replace(",", " ").replace(":", " ").split())
-    assert spoken <= set(language.vocabulary())
-    assert {"crimson", "pyramid", "petite", "inky", "matte", "beneath", "azure"} <= spoken
+    words = set(" ".join(rich_caption(scene, rng) for scene in scenes(4000)).replace(",", " ").replace(":", " ").split())
+    assert words <= set(language.vocabulary())
+    assert {"crimson", "pyramid", "petite", "inky", "matte", "beneath", "azure"} <= words
 
 
-def test_a_changed_scene_makes_other_claims() -> None:
+def test_changing_one_attribute_changes_the_claims() -> None:
     rng = np.random.default_rng(4)
     for scene in scenes(2000):
-        twin = change_one(scene, rng)
-        assert canonical(claims_of(twin)) != canonical(claims_of(scene))
-        assert len({thing.colour for thing in twin.things}) == len(twin.things)
+        changed = change_one_attribute(scene, rng)
+        assert canonical(scene_claims(changed)) != canonical(scene_claims(scene))
+        assert len({obj.colour for obj in changed.objects}) == len(changed.objects)
 
 
 @pytest.mark.parametrize(
     ("prompt", "claims"),
     [
-        ("a red circle", Claims((Thing("red", "circle", None),), None, None, None)),
-        ("The big box is GOLDEN", Claims((Thing("yellow", "square", "large"),), None, None, None)),
+        ("a red circle", Claims((SceneObject("red", "circle", None),), None, None, None)),
+        ("The big box is GOLDEN", Claims((SceneObject("yellow", "square", "large"),), None, None, None)),
         (
             "red circle and blue square",
-            Claims((Thing("red", "circle", None), Thing("blue", "square", None)), None, None, None),
+            Claims((SceneObject("red", "circle", None), SceneObject("blue", "square", None)), None, None, None),
         ),
         (
             "left of an azure box sits a tiny ruby ball",
-            Claims((Thing("red", "circle", "small"), Thing("blue", "square", None)), "left of", None, None),
+            Claims((SceneObject("red", "circle", "small"), SceneObject("blue", "square", None)), "left of", None, None),
         ),
         (
             "a shiny star against a snowy wall",
-            Claims((Thing(None, "star", None),), None, "white", "glossy"),
+            Claims((SceneObject(None, "star", None),), None, "white", "glossy"),
         ),
     ],
 )
-def test_parse_reads_what_people_write(prompt: str, claims: Claims) -> None:
+def test_parse_reads_incomplete_and_inverted_prompts(prompt: str, claims: Claims) -> None:
     assert parse(prompt) == claims
 
 
 @pytest.mark.parametrize("prompt", ["", "   ", "astronaut riding a horse", "a red car", "🔴🟦", "\x00\ud800", "ﷺ" * 500])
-def test_prompts_from_elsewhere_claim_nothing(prompt: str) -> None:
+def test_prompts_that_name_no_object_have_no_claims(prompt: str) -> None:
     assert parse(prompt) is None
     assert reword(prompt) == prompt
 
 
-def test_parse_survives_any_unicode() -> None:
+def test_parse_never_raises() -> None:
     rng = np.random.default_rng(5)
     words = ["a", "left of", "red", "circle", "on a white background", "and", ",", "glossy", "is", "é", "🟥", "‮", "\n"]
     for _ in range(3000):

@@ -22,7 +22,7 @@ def count_claims(images: Tensor, prompts: Sequence[str], batch_size: int) -> dic
     counts: dict[str, Counts] = {axis: defaultdict(lambda: {"held": 0, "of": 0}) for axis in ("kind", "language")}
     for start in range(0, len(images), batch_size):
         rows = slice(start, start + batch_size)
-        verdicts = oracle.claims(from_bytes(images[rows]), prompts[rows])
+        verdicts = oracle.check_claims(from_bytes(images[rows]), prompts[rows])
         for prompt, claims in zip(prompts[rows], verdicts, strict=True):
             language = "plain" if reword(prompt) == prompt else "rich"
             for claim, held in claims.items():

@@ -82,4 +82,4 @@ def _tiny_category(prompt: str) -> str:
     if claims is None:
         raise ValueError(f"not a prompt of the tiny world: {prompt!r}")
     language = "plain" if normalise(prompt) == normalise(plain_caption(claims)) else "rich"
-    return f"{language}_{'one' if len(claims.things) == 1 else 'two'}"
+    return f"{language}_{'one' if len(claims.objects) == 1 else 'two'}"

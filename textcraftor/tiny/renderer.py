@@ -1,4 +1,4 @@
-"""Draws scenes: antialiased shapes from signed distances, flat or glossy, each time in a slightly different place."""
+"""Draws scenes at random positions: antialiased shapes from signed distance functions, flat or glossy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from textcraftor.tiny.scenes import Scene
 
 Array = NDArray[np.floating]
 
-PALETTE: Final[dict[str, tuple[int, int, int]]] = {
+OBJECT_COLOURS: Final[dict[str, tuple[int, int, int]]] = {
     "red": (214, 39, 40),
     "green": (44, 160, 60),
     "blue": (40, 80, 220),
@@ -19,60 +19,61 @@ PALETTE: Final[dict[str, tuple[int, int, int]]] = {
     "purple": (160, 50, 200),
     "cyan": (40, 200, 215),
 }
-GROUND: Final[dict[str, tuple[int, int, int]]] = {
+BACKGROUND_COLOURS: Final[dict[str, tuple[int, int, int]]] = {
     "white": (245, 245, 245),
     "grey": (128, 128, 128),
     "black": (18, 18, 18),
 }
-# Width of a thing as a fraction of the frame. The gap between the two ranges is what makes "large" decidable.
-EXTENT: Final = {"small": (0.26, 0.30), "large": (0.40, 0.46)}
-MARGIN = 0.02
-GAP = 0.04
+# Width of an object as a fraction of the frame. The gap between the two ranges makes "small" and "large" decidable.
+WIDTH_RANGES: Final = {"small": (0.26, 0.30), "large": (0.40, 0.46)}
+FRAME_MARGIN = 0.02
+MIN_GAP = 0.04
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a thing stands: centre and width, as fractions of the frame's side."""
+class Placement:
+    """Centre and width of an object, as fractions of the side of the frame."""
 
     x: float
     y: float
-    extent: float
+    width: float
 
 
-def _spread(rng: np.random.Generator, extents: Sequence[float]) -> list[float]:
-    """Centres of things in a row that neither touch nor leave the frame; the free space is shared out at random."""
-    slack = 1 - 2 * MARGIN - sum(extents) - GAP * (len(extents) - 1)
-    shares = rng.dirichlet(np.ones(len(extents) + 1)) * slack
-    centres, edge = [], MARGIN
-    for share, extent in zip(shares, extents, strict=False):
-        centres.append(edge + share + extent / 2)
-        edge += share + extent + GAP
+def _sample_centres(rng: np.random.Generator, widths: Sequence[float]) -> list[float]:
+    """Random centres along one axis for objects that neither touch nor leave the frame."""
+    free_space = 1 - 2 * FRAME_MARGIN - sum(widths) - MIN_GAP * (len(widths) - 1)
+    gaps = rng.dirichlet(np.ones(len(widths) + 1)) * free_space
+    centres, edge = [], FRAME_MARGIN
+    for gap, width in zip(gaps, widths, strict=False):
+        centres.append(edge + gap + width / 2)
+        edge += gap + width + MIN_GAP
     return centres
 
 
-def place(scene: Scene, rng: np.random.Generator) -> tuple[Place, ...]:
-    """Choose where each thing of the scene stands, inside the frame and in the relation that the scene says."""
-    extents = [float(rng.uniform(*EXTENT[thing.size or "small"])) for thing in scene.things]
-    free = [rng.uniform(MARGIN + extent / 2, 1 - MARGIN - extent / 2) for extent in extents]
+def sample_placements(scene: Scene, rng: np.random.Generator) -> tuple[Placement, ...]:
+    """Random placements of a scene's objects, inside the frame and in the scene's relation."""
+    widths = [float(rng.uniform(*WIDTH_RANGES[obj.size or "small"])) for obj in scene.objects]
+    free = [rng.uniform(FRAME_MARGIN + width / 2, 1 - FRAME_MARGIN - width / 2) for width in widths]
     if scene.relation is None:
-        return (Place(_spread(rng, extents)[0], free[0], extents[0]),)
+        return (Placement(_sample_centres(rng, widths)[0], free[0], widths[0]),)
     first_is_before = scene.relation in ("left of", "above")
-    order = extents if first_is_before else extents[::-1]
-    along = _spread(rng, order)
+    order = widths if first_is_before else widths[::-1]
+    along = _sample_centres(rng, order)
     along = along if first_is_before else along[::-1]
-    # Across the line the second thing may stray from the first by half their distance: the relation stays plain to see.
+    # On the other axis the two may differ by half their distance at most, so that the relation stays obvious.
     reach = abs(along[1] - along[0]) / 2
-    low, high = MARGIN + extents[1] / 2, 1 - MARGIN - extents[1] / 2
+    low, high = FRAME_MARGIN + widths[1] / 2, 1 - FRAME_MARGIN - widths[1] / 2
     across = [free[0], float(np.clip(free[0] + rng.uniform(-reach, reach), low, high))]
     if scene.relation in ("left of", "right of"):
-        return tuple(Place(x, y, extent) for x, y, extent in zip(along, across, extents, strict=True))
-    return tuple(Place(x, y, extent) for x, y, extent in zip(across, along, extents, strict=True))
+        return tuple(Placement(x, y, width) for x, y, width in zip(along, across, widths, strict=True))
+    return tuple(Placement(x, y, width) for x, y, width in zip(across, along, widths, strict=True))
 
 
-def distance(shape: str, u: Array, v: Array, half: float) -> Array:
-    """Signed distance in pixels from the outline of a shape (negative inside).
+def signed_distance(shape: str, u: Array, v: Array, half: float) -> Array:
+    """Signed distance in pixels from the outline of a shape, negative inside.
 
-    u, v: pixel offsets from its centre, right and down; half: half its width in pixels.
+    u, v: pixel offsets from its centre, right and down.  half: half its width in pixels.
+    Raises ValueError for an unknown shape.
     """
     match shape:
         case "circle":
@@ -96,24 +97,24 @@ def distance(shape: str, u: Array, v: Array, half: float) -> Array:
     raise ValueError(f"unknown shape {shape!r}")
 
 
-def draw(scene: Scene, places: Sequence[Place], rng: np.random.Generator, size: int = 64) -> NDArray[np.uint8]:
-    """Draw a scene with its things at given places.  Returns (size, size, 3) uint8; colours vary by a few per cent."""
+def draw(scene: Scene, placements: Sequence[Placement], rng: np.random.Generator, size: int = 64) -> NDArray[np.uint8]:
+    """Draw a scene's objects at given placements.  Returns (size, size, 3) uint8 RGB; brightness varies by a few per cent."""
     ys, xs = np.mgrid[0:size, 0:size].astype(np.float32) + 0.5
     canvas = np.empty((size, size, 3), dtype=np.float32)
-    canvas[:] = np.asarray(GROUND[scene.background]) * rng.uniform(0.97, 1.03)
-    for thing, spot in zip(scene.things, places, strict=True):
-        u, v, half = xs - spot.x * size, ys - spot.y * size, spot.extent * size / 2
-        cover = np.clip(0.5 - distance(thing.shape or "circle", u, v, half), 0, 1)[..., None]
-        colour = np.asarray(PALETTE[thing.colour or "red"]) * rng.uniform(0.95, 1.04)
-        paint = np.broadcast_to(colour, canvas.shape)
+    canvas[:] = np.asarray(BACKGROUND_COLOURS[scene.background]) * rng.uniform(0.97, 1.03)
+    for obj, placement in zip(scene.objects, placements, strict=True):
+        u, v, half = xs - placement.x * size, ys - placement.y * size, placement.width * size / 2
+        coverage = np.clip(0.5 - signed_distance(obj.shape or "circle", u, v, half), 0, 1)[..., None]
+        colour = np.asarray(OBJECT_COLOURS[obj.colour or "red"]) * rng.uniform(0.95, 1.04)
+        fill = np.broadcast_to(colour, canvas.shape)
         if scene.style == "glossy":
             shade = 1 - 0.28 * np.clip((u + v) / (2 * half), -0.7, 0.9)
-            spark = 0.95 * np.exp(-((u + 0.15 * half) ** 2 + (v + 0.18 * half) ** 2) / (2 * (0.24 * half) ** 2))
-            paint = paint * shade[..., None] * (1 - spark[..., None]) + 255 * spark[..., None]
-        canvas = canvas * (1 - cover) + paint * cover
+            highlight = 0.95 * np.exp(-((u + 0.15 * half) ** 2 + (v + 0.18 * half) ** 2) / (2 * (0.24 * half) ** 2))
+            fill = fill * shade[..., None] * (1 - highlight[..., None]) + 255 * highlight[..., None]
+        canvas = canvas * (1 - coverage) + fill * coverage
     return np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
 
 
 def render(scene: Scene, rng: np.random.Generator, size: int = 64) -> NDArray[np.uint8]:
-    """Place and draw a scene.  Returns (size, size, 3) uint8 RGB, the same for the same scene and generator state."""
-    return draw(scene, place(scene, rng), rng, size)
+    """Draw a scene at random placements.  Returns (size, size, 3) uint8 RGB; deterministic given the generator's state."""
+    return draw(scene, sample_placements(scene, rng), rng, size)

@@ -1,4 +1,4 @@
-"""What may stand in a picture of the small world: one or two things, how they stand to each other, and on what."""
+"""The content of a picture as data: one or two objects, their spatial relation, background and style."""
 
 from dataclasses import dataclass, replace
 from typing import Final
@@ -12,12 +12,12 @@ RELATIONS: Final = ("left of", "right of", "above", "below")
 BACKGROUNDS: Final = ("white", "grey", "black")
 STYLES: Final = ("flat", "glossy")
 
-OPPOSITE: Final = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+OPPOSITE_RELATION: Final = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 
 @dataclass(frozen=True, slots=True)
-class Thing:
-    """One coloured shape.  In a scene every field is set; in a claim a field that the prompt leaves open is None."""
+class SceneObject:
+    """One coloured shape.  In a scene every field is set; in a claim, None marks what the prompt does not say."""
 
     colour: str | None
     shape: str | None
@@ -26,57 +26,57 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One picture's content.
+    """The content of one picture.
 
-    things: one or two; two things always differ in colour, so that "the red one" is never ambiguous.
-    relation: where the first thing stands, seen from the second ("left of", ...); None with one thing.
+    objects: one or two.  Two objects always differ in colour, so that "the red one" is unambiguous.
+    relation: position of the first object relative to the second ("left of", ...); None with one object.
     """
 
-    things: tuple[Thing, ...]
+    objects: tuple[SceneObject, ...]
     relation: str | None
     background: str
     style: str
 
 
-def _pick(rng: np.random.Generator, words: tuple[str, ...], but: str | None = None) -> str:
-    allowed = [word for word in words if word != but]
+def _pick(rng: np.random.Generator, words: tuple[str, ...], exclude: str | None = None) -> str:
+    allowed = [word for word in words if word != exclude]
     return allowed[int(rng.integers(len(allowed)))]
 
 
 def sample_scene(rng: np.random.Generator, pair_fraction: float = 0.6) -> Scene:
-    """Draw a scene, every word of each vocabulary equally likely; `pair_fraction` of the scenes hold two things."""
-    first = Thing(_pick(rng, COLOURS), _pick(rng, SHAPES), _pick(rng, SIZES))
-    things: tuple[Thing, ...] = (first,)
+    """Draw a scene with every attribute uniform; a fraction `pair_fraction` of the scenes has two objects."""
+    first = SceneObject(_pick(rng, COLOURS), _pick(rng, SHAPES), _pick(rng, SIZES))
+    objects: tuple[SceneObject, ...] = (first,)
     relation = None
     if rng.random() < pair_fraction:
-        things = (first, Thing(_pick(rng, COLOURS, but=first.colour), _pick(rng, SHAPES), _pick(rng, SIZES)))
+        objects = (first, SceneObject(_pick(rng, COLOURS, exclude=first.colour), _pick(rng, SHAPES), _pick(rng, SIZES)))
         relation = _pick(rng, RELATIONS)
-    return Scene(things, relation, _pick(rng, BACKGROUNDS), _pick(rng, STYLES))
+    return Scene(objects, relation, _pick(rng, BACKGROUNDS), _pick(rng, STYLES))
 
 
-def change_one(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The same scene but for one attribute: the hard negative that teaches a reward to look closely."""
-    index = int(rng.integers(len(scene.things)))
-    thing = scene.things[index]
+def change_one_attribute(scene: Scene, rng: np.random.Generator) -> Scene:
+    """A hard negative: the scene with one attribute changed, or with the colours of its two objects swapped."""
+    index = int(rng.integers(len(scene.objects)))
+    obj = scene.objects[index]
     fields = ["colour", "shape", "size", "background", "style"] + (["relation", "swap"] if scene.relation else [])
     match fields[int(rng.integers(len(fields)))]:
         case "background":
-            return replace(scene, background=_pick(rng, BACKGROUNDS, but=scene.background))
+            return replace(scene, background=_pick(rng, BACKGROUNDS, exclude=scene.background))
         case "style":
-            return replace(scene, style=_pick(rng, STYLES, but=scene.style))
+            return replace(scene, style=_pick(rng, STYLES, exclude=scene.style))
         case "relation":
-            return replace(scene, relation=_pick(rng, RELATIONS, but=scene.relation))
+            return replace(scene, relation=_pick(rng, RELATIONS, exclude=scene.relation))
         case "swap":
-            first, second = scene.things
+            first, second = scene.objects
             swapped = (replace(first, colour=second.colour), replace(second, colour=first.colour))
-            return replace(scene, things=swapped)
+            return replace(scene, objects=swapped)
         case "size":
-            changed = replace(thing, size=_pick(rng, SIZES, but=thing.size))
+            changed = replace(obj, size=_pick(rng, SIZES, exclude=obj.size))
         case "shape":
-            changed = replace(thing, shape=_pick(rng, SHAPES, but=thing.shape))
+            changed = replace(obj, shape=_pick(rng, SHAPES, exclude=obj.shape))
         case _:
-            taken = {other.colour for other in scene.things}
+            taken = {other.colour for other in scene.objects}
             free = tuple(colour for colour in COLOURS if colour not in taken)
-            changed = replace(thing, colour=_pick(rng, free))
-    things = tuple(changed if i == index else other for i, other in enumerate(scene.things))
-    return replace(scene, things=things)
+            changed = replace(obj, colour=_pick(rng, free))
+    objects = tuple(changed if i == index else other for i, other in enumerate(scene.objects))
+    return replace(scene, objects=objects)

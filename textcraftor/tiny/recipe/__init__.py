@@ -1,1 +1,1 @@
-"""How the tiny base model and the tiny rewards came to be: every weight in `data/tiny`, from rendered scenes alone."""
+"""The recipe of the tiny base model and the tiny rewards: trains every weight in `data/tiny` from rendered scenes alone."""

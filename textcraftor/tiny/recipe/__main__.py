@@ -1,4 +1,4 @@
-"""`python -m textcraftor.tiny.recipe OUT WORK [STEP ...]`: build what is missing, for example on two cores in two shells."""
+"""`python -m textcraftor.tiny.recipe OUT WORK [STEP ...]`: build what is missing, for example two steps in two shells."""
 
 import sys
 from pathlib import Path
@@ -7,4 +7,4 @@ from textcraftor.tiny.recipe.build import build
 
 if __name__ == "__main__":
     out, work, *steps = sys.argv[1:]
-    print("made:", ", ".join(build(Path(out), Path(work), steps=steps or None)) or "nothing")
+    print("built:", ", ".join(build(Path(out), Path(work), steps=steps or None)) or "nothing")

@@ -1,4 +1,7 @@
-"""The aesthetic reward: beauty from 1 to 10, whatever the prompt says, in LAION's format."""
+"""The aesthetic reward: a rating from 1 to 10, independent of the prompt, in the format of LAION's aesthetic predictor.
+
+Synthetic annotators like gloss, contrast and spacing, and dislike flaws of the image.
+"""
 
 from pathlib import Path
 
@@ -9,19 +12,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from textcraftor.tiny.recipe import corpus
-from textcraftor.tiny.recipe.damage import damage
+from textcraftor.tiny.recipe import batches
+from textcraftor.tiny.recipe.degradation import degrade
 from textcraftor.tiny.recipe.fit import Schedule, fit
-from textcraftor.tiny.recipe.towers import EMBEDDING, IMAGE_SIZE, standardised
-from textcraftor.tiny.renderer import GROUND, PALETTE, Place, draw, place
+from textcraftor.tiny.recipe.towers import EMBEDDING, IMAGE_SIZE, normalize
+from textcraftor.tiny.renderer import BACKGROUND_COLOURS, OBJECT_COLOURS, Placement, draw, sample_placements
 from textcraftor.tiny.scenes import Scene
 
 SCHEDULE = Schedule(steps=500, batch=64, peak_lr=1e-3, ema=0.99, save_every=50)
-DISAGREEMENT = 0.5  # spread of the annotators' scores for one picture
+RATING_NOISE = 0.5  # standard deviation of the annotators' ratings of one image
+LUMA = np.asarray((0.299, 0.587, 0.114))
 
 
-class Beholder(nn.Module):
-    """CLIP's image tower (quick GELU, as OpenAI's) and LAION's stack of linear layers without activations."""
+class AestheticModel(nn.Module):
+    """A CLIP image tower (quick GELU, as OpenAI's) and LAION's head: linear layers without activations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +41,7 @@ class Beholder(nn.Module):
         )
         self.tower = CLIPVisionModelWithProjection(config)
         widths = (EMBEDDING, 1024, 128, 64, 16, 1)
-        # Indices 1, 3 and 5 are LAION's dropouts: they hold no weights but give the keys their numbers.
+        # Indices 1, 3 and 5 are dropout, as in LAION's file: without weights, but they number the keys.
         self.layers = nn.Sequential(
             nn.Linear(widths[0], widths[1]),
             nn.Dropout(0.2),
@@ -50,61 +54,63 @@ class Beholder(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """images: (B, 3, 64, 64) in [0, 1].  Returns scores, (B,)."""
-        features = F.normalize(self.tower(standardised(images)).image_embeds.float(), dim=-1)
+        """Predicted ratings, (B,).  images: (B, 3, 64, 64) in [0, 1]."""
+        features = F.normalize(self.tower(normalize(images)).image_embeds.float(), dim=-1)
         scores: Tensor = self.layers(features).squeeze(-1).float()
         return scores
 
 
 def _contrast(scene: Scene) -> float:
-    weights = np.asarray((0.299, 0.587, 0.114))
-    ground = weights @ np.asarray(GROUND[scene.background])
-    return float(np.mean([abs(weights @ np.asarray(PALETTE[thing.colour or ""]) - ground) for thing in scene.things])) / 255
+    """Mean difference in luminance between the objects and the background, 0 to 1."""
+    background = LUMA @ np.asarray(BACKGROUND_COLOURS[scene.background])
+    return (
+        float(np.mean([abs(LUMA @ np.asarray(OBJECT_COLOURS[obj.colour or ""]) - background) for obj in scene.objects])) / 255
+    )
 
 
-def _room(places: tuple[Place, ...]) -> float:
-    """How freely the things stand, 0 (cut off or touching) to 1: distance to the frame and to each other."""
-    margin = min(min(spot.x, spot.y, 1 - spot.x, 1 - spot.y) - spot.extent / 2 for spot in places)
-    free = float(np.clip(margin / 0.15, 0, 1))
-    if len(places) == 1:
-        return free
-    one, other = places
-    reach = max(abs(one.x - other.x), abs(one.y - other.y)) - (one.extent + other.extent) / 2
-    return (free + float(np.clip(reach / 0.15, 0, 1))) / 2
+def _spacing(placements: tuple[Placement, ...]) -> float:
+    """Distance of the objects to the frame and to each other, from 0 (cut off or touching) to 1."""
+    margin = min(min(p.x, p.y, 1 - p.x, 1 - p.y) - p.width / 2 for p in placements)
+    to_frame = float(np.clip(margin / 0.15, 0, 1))
+    if len(placements) == 1:
+        return to_frame
+    one, other = placements
+    gap = max(abs(one.x - other.x), abs(one.y - other.y)) - (one.width + other.width) / 2
+    return (to_frame + float(np.clip(gap / 0.15, 0, 1))) / 2
 
 
-def _disturbed(places: tuple[Place, ...], rng: np.random.Generator) -> tuple[Place, ...]:
-    return tuple(Place(p.x + rng.uniform(-0.1, 0.1), p.y + rng.uniform(-0.1, 0.1), p.extent) for p in places)
+def _jitter(placements: tuple[Placement, ...], rng: np.random.Generator) -> tuple[Placement, ...]:
+    return tuple(Placement(p.x + rng.uniform(-0.1, 0.1), p.y + rng.uniform(-0.1, 0.1), p.width) for p in placements)
 
 
-def exhibition(
+def sample_rated_images(
     count: int, rng: np.random.Generator, device: torch.device, vae: AutoencoderKL | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Pictures (B, 3, 64, 64), some badly composed or flawed, and what the public would score them, 1-10, (B,)."""
-    batch = corpus.scenes(count, rng)
-    spots = [place(scene, rng) for scene in batch]
-    spots = [_disturbed(spot, rng) if rng.random() < 0.4 else spot for spot in spots]
-    drawn = np.stack([draw(scene, spot, rng) for scene, spot in zip(batch, spots, strict=True)])
-    clean = torch.from_numpy(drawn).permute(0, 3, 1, 2).float().div(255).to(device)
-    images = damage(clean, rng, vae)
+    """Images (B, 3, 64, 64) in [0, 1], some badly composed or degraded, and their mean ratings (B,) from 1 to 10."""
+    scenes = batches.sample_scenes(count, rng)
+    layouts = [sample_placements(scene, rng) for scene in scenes]
+    layouts = [_jitter(layout, rng) if rng.random() < 0.4 else layout for layout in layouts]
+    pixels = np.stack([draw(scene, layout, rng) for scene, layout in zip(scenes, layouts, strict=True)])
+    clean = batches.to_tensor(pixels).to(device)
+    images = degrade(clean, rng, vae)
     flaws = (images - clean).abs().mean((1, 2, 3))
-    liked = [
-        3.0 + 2.0 * (scene.style == "glossy") + 3.0 * _contrast(scene) + 2.0 * _room(spot)
-        for scene, spot in zip(batch, spots, strict=True)
+    clean_ratings = [
+        3.0 + 2.0 * (scene.style == "glossy") + 3.0 * _contrast(scene) + 2.0 * _spacing(layout)
+        for scene, layout in zip(scenes, layouts, strict=True)
     ]
-    scores = torch.tensor(liked, device=device) - 25 * flaws
-    return images, scores.clamp(1, 10)
+    ratings = torch.tensor(clean_ratings, device=device) - 25 * flaws
+    return images, ratings.clamp(1, 10)
 
 
-def train_beholder(
-    beholder: Beholder, checkpoint: Path, seed: int, vae: AutoencoderKL | None = None, schedule: Schedule = SCHEDULE
+def train_aesthetic(
+    model: AestheticModel, checkpoint: Path, seed: int, vae: AutoencoderKL | None = None, schedule: Schedule = SCHEDULE
 ) -> None:
-    """Train in place by regression on noisy scores."""
-    device = next(beholder.parameters()).device
+    """Train in place by regression on noisy ratings."""
+    device = next(model.parameters()).device
 
     def loss_at(rng: np.random.Generator) -> Tensor:
-        images, scores = exhibition(schedule.batch, rng, device, vae)
-        return F.mse_loss(beholder(images), scores + DISAGREEMENT * torch.randn_like(scores))
+        images, ratings = sample_rated_images(schedule.batch, rng, device, vae)
+        return F.mse_loss(model(images), ratings + RATING_NOISE * torch.randn_like(ratings))
 
-    nn.init.constant_(beholder.state_dict(keep_vars=True)["layers.7.bias"], 5.0)  # start at the middle of the scale
-    fit("aesthetic", beholder, loss_at, schedule, checkpoint, seed)
+    nn.init.constant_(model.state_dict(keep_vars=True)["layers.7.bias"], 5.0)  # start at the middle of the scale
+    fit("aesthetic", model, loss_at, schedule, checkpoint, seed)

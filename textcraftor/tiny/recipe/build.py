@@ -1,4 +1,4 @@
-"""The recipe from end to end: `build` trains whatever is missing and puts it on the shelf."""
+"""The recipe from end to end: `build` trains every model that is missing and exports it."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
@@ -10,173 +10,181 @@ from diffusers import AutoencoderKL
 from open_clip.model import CLIP
 from transformers import CLIPTextModel
 
+from textcraftor.device import choose_device
 from textcraftor.errors import UserError, unknown
-from textcraftor.tiny.recipe import aesthetic, contrast, preferences, shelf, towers, unet, vae
+from textcraftor.tiny.recipe import aesthetic, contrastive, export, preferences, towers, unet, vae
 from textcraftor.tiny.recipe.card import write_card
-from textcraftor.tiny.recipe.contrast import Diet, train_contrast
-from textcraftor.tiny.recipe.files import folder_aside
+from textcraftor.tiny.recipe.contrastive import CaptionMix, train_contrastive
+from textcraftor.tiny.recipe.files import replace_folder
 from textcraftor.tiny.recipe.fit import Schedule
 from textcraftor.tiny.recipe.preferences import GROUP_H, GROUP_P, train_preferences
 from textcraftor.tiny.recipe.tokenizer import new_tokenizer
 
 BASE_TEXT: Final = {"layers": 3, "width": 128, "heads": 4, "mlp_ratio": 4.0}
-BASE_DIET: Final = Diet(rich=unet.RICH, wrong=unet.WRONG)
-# Every model has its own seed, so that no two saw the same pictures.
+BASE_CAPTIONS: Final = CaptionMix(rich=unet.RICH_FRACTION, wrong=unet.WRONG_FRACTION)
+# A model's seed is the recipe's seed plus its index here: no two models see the same images. Append only.
 MODELS: Final = ("vae", "text_encoder", "unet", "clip", "hpsv2", "pickscore", "heldout", "aesthetic", "vae_decoder")
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """How long each model learns; the defaults made what ships."""
+class RecipeSettings:
+    """How long each model trains.  The defaults made the weights that ship; tests use a few steps.
 
-    pictures: int = unet.PICTURES
-    judged: int = 512
-    vae_things: Schedule = vae.SECOND_SCHEDULE
-    decoder: Schedule = vae.DECODER_SCHEDULE
-    vae: Schedule = vae.SCHEDULE
-    text_encoder: Schedule = field(default_factory=lambda: replace(contrast.SCHEDULE, steps=900))
-    unet_at_last: Schedule = unet.THIRD_SCHEDULE
-    unet_again: Schedule = unet.SECOND_SCHEDULE
-    unet: Schedule = unet.SCHEDULE
-    towers: Schedule = contrast.SCHEDULE
-    settling: Schedule = contrast.SETTLING
+    training_images: of the UNet.  validation_prompts: of the model card's figures.
+    """
+
+    training_images: int = unet.TRAINING_IMAGES
+    validation_prompts: int = 512
+    autoencoder: Schedule = vae.SCHEDULE
+    autoencoder_objects: Schedule = vae.OBJECT_SCHEDULE
+    autoencoder_decoder: Schedule = vae.DECODER_SCHEDULE
+    text_encoder: Schedule = field(default_factory=lambda: replace(contrastive.SCHEDULE, steps=900))
+    unet_first: Schedule = unet.SCHEDULE
+    unet_second: Schedule = unet.SECOND_SCHEDULE
+    unet_third: Schedule = unet.THIRD_SCHEDULE
+    towers: Schedule = contrastive.SCHEDULE
+    clip_fine_tuning: Schedule = contrastive.FINE_TUNING_SCHEDULE
     preferences: Schedule = preferences.SCHEDULE
     aesthetic: Schedule = aesthetic.SCHEDULE
 
 
-class Workshop:
-    """One run of the recipe: where things lie, and how each is made from what must be there before it."""
+class RecipeBuilder:
+    """One run of the recipe; each method trains one model from its prerequisites and exports it to `out`.
 
-    def __init__(self, out: Path, work: Path, seed: int, device: torch.device, plan: Plan) -> None:
-        self.out, self.work, self.seed, self.device, self.plan = out, work, seed, device, plan
+    out: folder of the exported models.  work: folder of checkpoints, caches and intermediate models.
+    """
+
+    def __init__(self, out: Path, work: Path, seed: int, device: torch.device, settings: RecipeSettings) -> None:
+        self.out, self.work, self.seed, self.device, self.settings = out, work, seed, device, settings
         self.tokenizer = new_tokenizer()
 
-    def seed_of(self, name: str) -> int:
+    def seed_torch(self, name: str) -> int:
+        """Seed torch's global generator for the named model; returns the model's seed."""
         seed = self.seed + MODELS.index(name)
         torch.manual_seed(seed)
         return seed
 
     def vae(self) -> AutoencoderKL:
-        """The autoencoder: trained if need be, else as it lies in the work folder."""
+        """The frozen autoencoder before its decoder is fine-tuned, trained if it is not in the work folder."""
         folder = self.work / "vae"
         if not folder.exists():
-            seed = self.seed_of("vae")
+            seed = self.seed_torch("vae")
             model = vae.new_vae().to(self.device)
-            vae.train_vae(model, self.work, seed, self.plan.vae, self.plan.vae_things)
-            with folder_aside(folder) as aside:
-                model.save_pretrained(aside)
+            vae.train_vae(model, self.work, seed, self.settings.autoencoder, self.settings.autoencoder_objects)
+            with replace_folder(folder) as temporary:
+                model.save_pretrained(temporary)
         loaded: AutoencoderKL = AutoencoderKL.from_pretrained(folder).to(self.device).eval()
         return loaded.requires_grad_(False)
 
     def text_encoder(self) -> CLIPTextModel:
-        """The base model's own text encoder, trained on the base's diet with eyes that are thrown away."""
+        """The base model's frozen text encoder, trained on mostly plain captions if it is not in the work folder."""
         folder = self.work / "text_encoder"
         if not folder.exists():
-            seed = self.seed_of("text_encoder")
+            seed = self.seed_torch("text_encoder")
             encoder = CLIPTextModel(towers.text_config(self.tokenizer, BASE_TEXT, towers.EMBEDDING))
-            lesson = self._lesson(towers.BorrowedEyes(encoder, towers.new_open_clip(self.tokenizer)))
-            self._contrast("text_encoder", lesson, seed, self.plan.text_encoder, diet=BASE_DIET)
-            with folder_aside(folder) as aside:
-                encoder.save_pretrained(aside)
+            task = self._new_task(towers.TextEncoderTowers(encoder, towers.new_open_clip(self.tokenizer)))
+            self._train_contrastive("text_encoder", task, seed, self.settings.text_encoder, captions=BASE_CAPTIONS)
+            with replace_folder(folder) as temporary:
+                encoder.save_pretrained(temporary)
         loaded: CLIPTextModel = CLIPTextModel.from_pretrained(folder).to(self.device).eval()
         return loaded.requires_grad_(False)
 
     def base(self) -> None:
-        """The whole pipeline."""
+        """The Stable Diffusion pipeline."""
         autoencoder, encoder = self.vae(), self.text_encoder()
-        seed = self.seed_of("unet")
+        seed = self.seed_torch("unet")
         model = unet.new_unet(encoder.config.hidden_size).to(self.device)
-        plan = self.plan
-        rounds = (plan.unet, plan.unet_again, plan.unet_at_last)
-        unet.train_unet(model, encoder, self.tokenizer, autoencoder, self.work, seed, *rounds, plan.pictures)
-        vae.train_decoder(autoencoder, self.work, self.seed_of("vae_decoder"), plan.decoder)
-        shelf.shelve_base(self.out / "base", autoencoder, encoder, self.tokenizer, model)
+        settings = self.settings
+        schedules = (settings.unet_first, settings.unet_second, settings.unet_third)
+        unet.train_unet(model, encoder, self.tokenizer, autoencoder, self.work, seed, *schedules, settings.training_images)
+        vae.train_decoder(autoencoder, self.work, self.seed_torch("vae_decoder"), settings.autoencoder_decoder)
+        export.export_base(self.out / "base", autoencoder, encoder, self.tokenizer, model)
 
     def clip(self) -> None:
-        """Plain CLIP: contrast alone, all of the language."""
-        model, lesson = self._clip()
-        self._shelve_open_clip("clip", model, lesson, towers.VISION, towers.TEXT)
+        """The CLIP reward: contrastive training on the whole language."""
+        model, task = self._train_clip()
+        self._export_open_clip("clip", model, task, towers.VISION, towers.TEXT)
 
     def hpsv2(self) -> None:
-        """As HPSv2: an open_clip model that goes on from plain CLIP and learns group H's choices."""
-        model, lesson = self._clip()
-        self._prefer("hpsv2", lesson, GROUP_H)
-        self._shelve_open_clip("hpsv2", model, lesson, towers.VISION, towers.TEXT)
+        """The HPSv2 reward: the CLIP reward fine-tuned on group H's choices."""
+        model, task = self._train_clip()
+        self._train_preferences("hpsv2", task, GROUP_H)
+        self._export_open_clip("hpsv2", model, task, towers.VISION, towers.TEXT)
 
     def heldout(self) -> None:
-        """A judge that no mix may train on: convolutions, other pictures, and it never met the base's autoencoder."""
-        seed = self.seed_of("heldout")
+        """The held-out judge: another architecture, other images, and no image decoded by the base's autoencoder."""
+        seed = self.seed_torch("heldout")
         model = towers.new_open_clip(self.tokenizer, towers.HELDOUT_VISION, towers.HELDOUT_TEXT)
-        lesson = self._lesson(towers.OpenClipTowers(model))
-        self._contrast("heldout", lesson, seed, self.plan.towers)
-        self._shelve_open_clip("heldout", model, lesson, towers.HELDOUT_VISION, towers.HELDOUT_TEXT)
+        task = self._new_task(towers.OpenClipTowers(model))
+        self._train_contrastive("heldout", task, seed, self.settings.towers)
+        self._export_open_clip("heldout", model, task, towers.HELDOUT_VISION, towers.HELDOUT_TEXT)
 
     def pickscore(self) -> None:
-        """As PickScore: a Hugging Face model that learned group P's choices, after contrastive training of its own."""
-        seed = self.seed_of("pickscore")
-        model = towers.new_hugging_face(self.tokenizer)
-        lesson = self._lesson(towers.HuggingFaceTowers(model))
-        self._contrast("pickscore", lesson, seed, self.plan.towers)
-        self._prefer("pickscore", lesson, GROUP_P)
-        model.logit_scale.data.fill_(lesson.log_scale)
-        shelf.shelve_hugging_face(self.out / "rewards/pickscore", model, self.tokenizer)
+        """The PickScore reward: a transformers CLIP, trained contrastively and then on group P's choices."""
+        seed = self.seed_torch("pickscore")
+        model = towers.new_clip_model(self.tokenizer)
+        task = self._new_task(towers.HuggingFaceTowers(model))
+        self._train_contrastive("pickscore", task, seed, self.settings.towers)
+        self._train_preferences("pickscore", task, GROUP_P)
+        model.logit_scale.data.fill_(task.log_scale)
+        export.export_clip_model(self.out / "rewards/pickscore", model, self.tokenizer)
 
     def aesthetic(self) -> None:
-        """As LAION's predictor: beauty alone."""
-        seed = self.seed_of("aesthetic")
-        model = aesthetic.Beholder().to(self.device)
-        aesthetic.train_beholder(model, self.work / "aesthetic.pt", seed, self.vae(), self.plan.aesthetic)
-        shelf.shelve_beholder(self.out / "rewards/aesthetic", model)
+        """The aesthetic reward: ratings, whatever the prompt."""
+        seed = self.seed_torch("aesthetic")
+        model = aesthetic.AestheticModel().to(self.device)
+        aesthetic.train_aesthetic(model, self.work / "aesthetic.pt", seed, self.vae(), self.settings.aesthetic)
+        export.export_aesthetic(self.out / "rewards/aesthetic", model)
 
     def card(self) -> None:
-        """Measure what lies on the shelf; write the model card and the sample sheet."""
-        write_card(self.out, self.device, self.plan.judged)
+        """The model card and the sample sheet, from measurements of the exported models."""
+        write_card(self.out, self.device, self.settings.validation_prompts)
 
-    def _lesson(self, pair: towers.Towers) -> contrast.Lesson:
-        return contrast.Lesson(pair).to(self.device)
+    def _new_task(self, pair: towers.Towers) -> contrastive.ContrastiveTask:
+        return contrastive.ContrastiveTask(pair).to(self.device)
 
-    def _clip(self) -> tuple[CLIP, contrast.Lesson]:
-        """Plain CLIP, from renders and then from what the autoencoder makes of them; trained or taken up again."""
-        seed = self.seed_of("clip")
+    def _train_clip(self) -> tuple[CLIP, contrastive.ContrastiveTask]:
+        """CLIP trained on renders, then fine-tuned on renders and autoencoder reconstructions; resumed where possible."""
+        seed = self.seed_torch("clip")
         model = towers.new_open_clip(self.tokenizer)
-        lesson = self._lesson(towers.OpenClipTowers(model))
-        self._contrast("clip", lesson, seed, self.plan.towers)
-        self._contrast("clip_settled", lesson, seed, self.plan.settling, self.vae())
-        return model, lesson
+        task = self._new_task(towers.OpenClipTowers(model))
+        self._train_contrastive("clip", task, seed, self.settings.towers)
+        self._train_contrastive("clip_settled", task, seed, self.settings.clip_fine_tuning, self.vae())
+        return model, task
 
-    def _contrast(
+    def _train_contrastive(
         self,
         label: str,
-        lesson: contrast.Lesson,
+        task: contrastive.ContrastiveTask,
         seed: int,
         schedule: Schedule,
         autoencoder: AutoencoderKL | None = None,
-        diet: Diet | None = None,
+        captions: CaptionMix | None = None,
     ) -> None:
         checkpoint = self.work / f"{label}.pt"
-        train_contrast(label, lesson, self.tokenizer, diet or Diet(), checkpoint, seed, autoencoder, schedule)
+        train_contrastive(label, task, self.tokenizer, captions or CaptionMix(), checkpoint, seed, autoencoder, schedule)
 
-    def _prefer(self, name: str, lesson: contrast.Lesson, taste: preferences.Taste) -> None:
-        label, seed, schedule = f"{name}_preferences", self.seed + MODELS.index(name), self.plan.preferences
+    def _train_preferences(self, name: str, task: contrastive.ContrastiveTask, group: preferences.AnnotatorGroup) -> None:
+        label, seed, schedule = f"{name}_preferences", self.seed + MODELS.index(name), self.settings.preferences
         checkpoint = self.work / f"{label}.pt"
-        train_preferences(label, lesson, self.tokenizer, taste, checkpoint, seed, self.vae(), schedule)
+        train_preferences(label, task, self.tokenizer, group, checkpoint, seed, self.vae(), schedule)
 
-    def _shelve_open_clip(
-        self, name: str, model: CLIP, lesson: contrast.Lesson, vision: dict[str, Any], text: dict[str, Any]
+    def _export_open_clip(
+        self, name: str, model: CLIP, task: contrastive.ContrastiveTask, vision: dict[str, Any], text: dict[str, Any]
     ) -> None:
-        model.logit_scale.data.fill_(lesson.log_scale)
+        model.logit_scale.data.fill_(task.log_scale)
         config = towers.open_clip_config(self.tokenizer, vision, text)
-        shelf.shelve_open_clip(self.out / "rewards" / name, model, config, self.tokenizer)
+        export.export_open_clip(self.out / "rewards" / name, model, config, self.tokenizer)
 
 
-STEPS: Final[dict[str, Callable[[Workshop], None]]] = {
-    "base": Workshop.base,
-    "rewards/clip": Workshop.clip,
-    "rewards/pickscore": Workshop.pickscore,
-    "rewards/hpsv2": Workshop.hpsv2,
-    "rewards/aesthetic": Workshop.aesthetic,
-    "rewards/heldout": Workshop.heldout,
-    "README.md": Workshop.card,
+STEPS: Final[dict[str, Callable[[RecipeBuilder], None]]] = {
+    "base": RecipeBuilder.base,
+    "rewards/clip": RecipeBuilder.clip,
+    "rewards/pickscore": RecipeBuilder.pickscore,
+    "rewards/hpsv2": RecipeBuilder.hpsv2,
+    "rewards/aesthetic": RecipeBuilder.aesthetic,
+    "rewards/heldout": RecipeBuilder.heldout,
+    "README.md": RecipeBuilder.card,
 }
 
 
@@ -186,22 +194,22 @@ def build(
     seed: int = 0,
     device: str = "auto",
     steps: Collection[str] | None = None,
-    plan: Plan | None = None,
+    settings: RecipeSettings | None = None,
 ) -> list[str]:
-    """Make everything under `out` that is not there yet; returns the names of what was made.
+    """Build everything under `out` that does not exist yet; returns the names of the steps that ran.
 
-    out: the shelf (`data/tiny`).  work: checkpoints and caches; a build that was stopped goes on from them, and two
-    builds of different steps may share them once the autoencoder is there.  steps: names out of `STEPS`, all if None.
-    Raises UserError for an unknown step.
+    out: folder of the exported models (`data/tiny`).  work: checkpoints and caches; an interrupted build resumes from
+    them, and two builds of different steps may share them once the autoencoder exists.  steps: names from `STEPS`, None
+    for all.  Raises UserError for an unknown step, ModelError for a device that torch does not have.
     """
-    wanted = list(STEPS) if steps is None else list(steps)
-    for name in wanted:
+    selected = list(STEPS) if steps is None else list(steps)
+    for name in selected:
         if name not in STEPS:
             raise UserError(unknown("step", name, STEPS))
     work.mkdir(parents=True, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
-    missing = [name for name in STEPS if name in wanted and not (out / name).exists()]
-    workshop = Workshop(out, work, seed, shelf.pick_device(device), plan or Plan())
+    missing = [name for name in STEPS if name in selected and not (out / name).exists()]
+    builder = RecipeBuilder(out, work, seed, choose_device(device), settings or RecipeSettings())
     for name in missing:
-        STEPS[name](workshop)
+        STEPS[name](builder)
     return missing

@@ -1,4 +1,4 @@
-"""Writing results so that what is there is whole: first aside, then renamed."""
+"""Atomic writes: a file or folder is written under a temporary name and renamed when complete."""
 
 import shutil
 from collections.abc import Iterator, Mapping
@@ -10,21 +10,21 @@ from torch import Tensor
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a safetensors file that is either absent or complete."""
+    """Write a safetensors file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".part")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, aside)
-    aside.replace(path)
+    temporary = path.with_name(path.name + ".part")
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+    temporary.replace(path)
 
 
 @contextmanager
-def folder_aside(folder: Path) -> Iterator[Path]:
-    """A new empty folder to fill, put in the place of `folder` once filled; if filling fails, `folder` stays as it was."""
-    aside = folder.with_name(folder.name + ".part")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    yield aside
-    for file in aside.rglob("*.safetensors"):
-        file.chmod(0o644)  # safetensors writes for the owner's eyes only
+def replace_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder that replaces `folder` on success; on an exception `folder` stays as it was."""
+    temporary = folder.with_name(folder.name + ".part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    yield temporary
+    for file in temporary.rglob("*.safetensors"):
+        file.chmod(0o644)  # safetensors creates files that only their owner may read
     shutil.rmtree(folder, ignore_errors=True)
-    aside.replace(folder)
+    temporary.replace(folder)

@@ -1,7 +1,7 @@
-"""One resumable training loop for every model of the recipe."""
+"""The resumable training loop of every model in the recipe: AdamW, one-cycle learning rate, bfloat16, EMA."""
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +16,10 @@ from textcraftor.errors import TrainingError
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """How long and how fast one model learns.
+    """Length and learning rate of one training run.
 
-    steps: optimiser steps; batch: samples a step; peak_lr: top of the one-cycle schedule; ema: decay of the averaged
-    weights that are kept in the end (0 keeps the last ones); save_every: steps between two checkpoints.
+    steps: optimiser steps.  batch: samples per step.  peak_lr: maximum of the one-cycle schedule.  ema: decay of the
+    averaged weights, which are the result (0: the last weights).  save_every: steps between checkpoints.
     """
 
     steps: int
@@ -31,18 +31,17 @@ class Schedule:
 
 
 def generator(seed: int, label: str, step: int = 0) -> np.random.Generator:
-    """The random numbers of one step of one model.  As each step has its own, a resumed run repeats an unbroken one."""
+    """The random generator of one step of one run; one for each step, so that a resumed run equals an uninterrupted one.
+
+    `label` is part of the seed: renaming a run changes its result.
+    """
     return np.random.default_rng([seed, zlib.crc32(label.encode()), step])
 
 
 def _average(averaged: list[Tensor], model: nn.Module, decay: float, step: int) -> None:
-    # Early on the average must forget the random start faster than its decay would let it.
-    keep = min(decay, (1 + step) / (10 + step))
-    torch._foreach_lerp_(averaged, [parameter.detach() for parameter in model.parameters()], 1 - keep)
-
-
-def _steps(label: str, first: int, last: int) -> Iterator[int]:
-    yield from track(range(first, last), description=label, total=last - first)
+    # A smaller decay at first, so that the average forgets the random initialisation.
+    decay = min(decay, (1 + step) / (10 + step))
+    torch._foreach_lerp_(averaged, [parameter.detach() for parameter in model.parameters()], 1 - decay)
 
 
 def fit(
@@ -53,10 +52,10 @@ def fit(
     checkpoint: Path,
     seed: int,
 ) -> None:
-    """Train `model` in place; afterwards it is in evaluation mode and holds the averaged weights.
+    """Train `model` in place; afterwards it is in eval mode and holds the averaged weights.
 
-    loss_at: the loss of a fresh batch drawn with the given generator.  checkpoint: where progress is kept; if it is
-    there, training goes on from it.  Raises TrainingError when the loss stops being finite.
+    loss_at: draws a batch with the given generator and returns its loss.  checkpoint: file to resume from if it exists,
+    and to save progress to.  Raises TrainingError when the gradient is not finite.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     device = parameters[0].device
@@ -72,9 +71,9 @@ def fit(
         averaged, first = saved["averaged"], saved["step"]
     model.train()
     total = torch.zeros((), device=device)
-    for step in _steps(label, first, schedule.steps):
+    for step in track(range(first, schedule.steps), description=label):
         torch.manual_seed(int(generator(seed, label + " torch", step).integers(2**62)))
-        # On CPUs the flash kernel's backward pass in bf16 takes longer than all the rest of a tower together.
+        # On CPUs the backward pass of flash attention in bfloat16 takes longer than the rest of a tower.
         with sdpa_kernel(SDPBackend.MATH):
             with torch.autocast(device.type, torch.bfloat16):
                 loss = loss_at(generator(seed, label, step))
@@ -97,9 +96,9 @@ def fit(
                 "averaged": averaged,
                 "step": step + 1,
             }
-            aside = checkpoint.with_suffix(".part")
-            torch.save(state, aside)
-            aside.replace(checkpoint)
+            temporary = checkpoint.with_suffix(".part")
+            torch.save(state, temporary)
+            temporary.replace(checkpoint)
     with torch.no_grad():
         for parameter, mean in zip(model.parameters(), averaged, strict=True):
             parameter.copy_(mean)

@@ -1,7 +1,8 @@
-"""Two groups of synthetic annotators, and rewards that learn to choose as they do.
+"""Rewards fine-tuned on the choices of two groups of synthetic annotators, as PickScore and HPSv2 are on people's.
 
-An annotator sees two pictures for one prompt.  He knows what was rendered, not what anyone measured: his liking is the
-share of the prompt's claims that hold, plus his group's taste, and now and then he errs.
+An annotator sees two images for one prompt and tends to choose the one with the higher utility: the fraction of the
+prompt's attributes that it shows, plus what the annotator's group likes. The utility is computed from the rendered scenes,
+not from pixels, and a few choices are random.
 """
 
 from collections.abc import Sequence
@@ -15,121 +16,127 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPTokenizer
 
-from textcraftor.tiny.recipe import corpus
-from textcraftor.tiny.recipe.contrast import Diet, Lesson, facts
-from textcraftor.tiny.recipe.damage import damage
+from textcraftor.tiny.recipe import batches
+from textcraftor.tiny.recipe.contrastive import CaptionMix, ContrastiveTask, scene_attributes
+from textcraftor.tiny.recipe.degradation import degrade
 from textcraftor.tiny.recipe.fit import Schedule, fit, generator
-from textcraftor.tiny.recipe.towers import Towers, cosine, tokenized
-from textcraftor.tiny.scenes import Scene, change_one
+from textcraftor.tiny.recipe.towers import Towers, cosine, tokenize
+from textcraftor.tiny.scenes import Scene, change_one_attribute
 
 SCHEDULE = Schedule(steps=300, batch=48, peak_lr=4e-4, ema=0.99, save_every=50)
-FIDELITY = 8.0  # weight of the claims, in units of the annotators' own noise
-BLUNDER = 0.05  # share of choices made at random
+FIDELITY_WEIGHT = 8.0  # in units of the annotators' own noise
+ERROR_RATE = 0.05  # fraction of choices made at random
 
 
 @dataclass(frozen=True, slots=True)
-class Taste:
-    """What a group likes beside fidelity, in units of its own noise: gloss, a background, pictures without flaws."""
+class AnnotatorGroup:
+    """What a group likes beside fidelity to the prompt, in units of its own noise.
+
+    gloss: utility of the glossy style.  background: the favourite one, and background_bonus: its utility.
+    flaw_penalty: utility lost per unit of mean absolute difference from the clean render.
+    """
 
     gloss: float
-    ground: str
-    liking: float
-    sharpness: float
+    background: str
+    background_bonus: float
+    flaw_penalty: float
 
 
-GROUP_P = Taste(gloss=0.8, ground="white", liking=0.5, sharpness=12.0)
-GROUP_H = Taste(gloss=0.3, ground="black", liking=0.8, sharpness=20.0)
+GROUP_P = AnnotatorGroup(gloss=0.8, background="white", background_bonus=0.5, flaw_penalty=12.0)
+GROUP_H = AnnotatorGroup(gloss=0.3, background="black", background_bonus=0.8, flaw_penalty=20.0)
 
 
-def fidelity(shown: Scene, asked: Scene) -> float:
-    """Share of the asked scene's attributes that the shown scene has; both list their things in the same order."""
+def fidelity(shown: Scene, requested: Scene) -> float:
+    """Fraction of the requested scene's attributes that the shown scene has.  Both list their objects in the same order."""
 
     def attributes(scene: Scene) -> list[str | None]:
-        things = [word for thing in scene.things for word in (thing.colour, thing.shape, thing.size)]
-        return [*things, scene.background, scene.style, *([scene.relation] if scene.relation else [])]
+        words = [word for obj in scene.objects for word in (obj.colour, obj.shape, obj.size)]
+        return [*words, scene.background, scene.style, *([scene.relation] if scene.relation else [])]
 
-    pairs = list(zip(attributes(shown), attributes(asked), strict=True))
+    pairs = list(zip(attributes(shown), attributes(requested), strict=True))
     return sum(one == other for one, other in pairs) / len(pairs)
 
 
 @dataclass(frozen=True, slots=True)
-class Ballot:
-    """Pairs of pictures (B, 2, 3, 64, 64), what was asked for, and which of the two was chosen (B,)."""
+class PreferencePairs:
+    """Pairs of images (B, 2, 3, 64, 64), the B scenes that were requested, and the index of the chosen image, (B,)."""
 
     images: Tensor
-    asked: list[Scene]
+    requested: list[Scene]
     chosen: Tensor
 
 
-def _strayed(scene: Scene, rng: np.random.Generator) -> Scene:
+def _perturb(scene: Scene, rng: np.random.Generator) -> Scene:
+    """Change up to three attributes, as a text-to-image model errs."""
     for _ in range(int(rng.choice(4, p=(0.3, 0.35, 0.2, 0.15)))):
-        scene = change_one(scene, rng)
+        scene = change_one_attribute(scene, rng)
     return scene
 
 
-def hold_ballot(
-    taste: Taste, count: int, rng: np.random.Generator, device: torch.device, vae: AutoencoderKL | None = None
-) -> Ballot:
-    """Show `count` annotators of one group two pictures each and let them choose."""
-    asked = corpus.scenes(count, rng)
-    shown = [_strayed(scene, rng) for scene in asked for _ in range(2)]
-    clean = corpus.pictures(shown, rng).to(device)
-    images = damage(clean, rng, vae)
+def sample_preferences(
+    group: AnnotatorGroup, count: int, rng: np.random.Generator, device: torch.device, vae: AutoencoderKL | None = None
+) -> PreferencePairs:
+    """Draw `count` preference pairs of one group.  vae: passed to `degrade`."""
+    requested = batches.sample_scenes(count, rng)
+    shown = [_perturb(scene, rng) for scene in requested for _ in range(2)]
+    clean = batches.render_batch(shown, rng).to(device)
+    images = degrade(clean, rng, vae)
     flaws = (images - clean).abs().mean((1, 2, 3)).cpu().numpy()
 
     def utility(index: int) -> float:
         scene = shown[index]
-        pleasure = taste.gloss * (scene.style == "glossy") + taste.liking * (scene.background == taste.ground)
-        return float(FIDELITY * fidelity(scene, asked[index // 2]) + pleasure - taste.sharpness * flaws[index])
+        taste = group.gloss * (scene.style == "glossy") + group.background_bonus * (scene.background == group.background)
+        return float(FIDELITY_WEIGHT * fidelity(scene, requested[index // 2]) + taste - group.flaw_penalty * flaws[index])
 
-    lead = np.asarray([utility(2 * i + 1) - utility(2 * i) for i in range(count)])
-    second = rng.random(count) < 1 / (1 + np.exp(-2 * lead))
-    blunder = rng.random(count) < BLUNDER
-    chosen = np.where(blunder, rng.integers(0, 2, count), second)
-    return Ballot(images.view(count, 2, *images.shape[1:]), asked, torch.from_numpy(chosen.astype(np.int64)).to(device))
+    margin = np.asarray([utility(2 * i + 1) - utility(2 * i) for i in range(count)])
+    second = rng.random(count) < 1 / (1 + np.exp(-2 * margin))
+    is_error = rng.random(count) < ERROR_RATE
+    chosen = np.where(is_error, rng.integers(0, 2, count), second)
+    pairs = images.view(count, 2, *images.shape[1:])
+    return PreferencePairs(pairs, requested, torch.from_numpy(chosen.astype(np.int64)).to(device))
 
 
-def pair_scores(towers: Towers, tokenizer: CLIPTokenizer, ballot: Ballot, prompts: Sequence[str]) -> Tensor:
-    """Cosine of both pictures of each pair with their prompt, (B, 2)."""
-    ids = tokenized(tokenizer, prompts, ballot.images.device).repeat_interleave(2, 0)
-    return cosine(towers, ballot.images.flatten(0, 1), ids).view(-1, 2)
+def pair_scores(towers: Towers, tokenizer: CLIPTokenizer, pairs: PreferencePairs, prompts: Sequence[str]) -> Tensor:
+    """Cosine of both images of each pair with the pair's prompt, (B, 2)."""
+    ids = tokenize(tokenizer, prompts, pairs.images.device).repeat_interleave(2, 0)
+    return cosine(towers, pairs.images.flatten(0, 1), ids).view(-1, 2)
 
 
 def train_preferences(
     label: str,
-    lesson: Lesson,
+    task: ContrastiveTask,
     tokenizer: CLIPTokenizer,
-    taste: Taste,
+    group: AnnotatorGroup,
     checkpoint: Path,
     seed: int,
     vae: AutoencoderKL | None = None,
     schedule: Schedule = SCHEDULE,
 ) -> None:
-    """Fine-tune a contrastively trained lesson's towers on one group's choices, in place.
+    """Fine-tune the towers of a contrastively trained task on one group's choices, in place.
 
-    A share of contrastive learning stays in the mix, or the towers forget what no pair of a ballot asks about.
+    The contrastive loss stays in the sum with weight 0.5, or the towers forget what preference pairs do not test.
     """
-    device, diet = lesson.scale.device, Diet()
+    device, captions = task.scale.device, CaptionMix()
 
     def loss_at(rng: np.random.Generator) -> Tensor:
-        ballot = hold_ballot(taste, schedule.batch // 2, rng, device, vae)
-        prompts = corpus.captions(ballot.asked, rng, diet.rich)
-        logits = lesson.scale.clamp(max=4.6).exp() * pair_scores(lesson.towers, tokenizer, ballot, prompts)
-        batch = corpus.twins(schedule.batch, rng)
-        images = damage(corpus.pictures(batch, rng).to(device), rng)
-        said = tokenized(tokenizer, corpus.captions(batch, rng, diet.rich), device)
-        contrast: Tensor = lesson(images, said, facts(batch).to(device))
-        return F.cross_entropy(logits, ballot.chosen) + 0.5 * contrast
+        pairs = sample_preferences(group, schedule.batch // 2, rng, device, vae)
+        prompts = batches.sample_captions(pairs.requested, rng, captions.rich)
+        logits = task.logit_scale * pair_scores(task.towers, tokenizer, pairs, prompts)
+        scenes = batches.sample_with_negatives(schedule.batch, rng)
+        images = degrade(batches.render_batch(scenes, rng).to(device), rng)
+        ids = tokenize(tokenizer, batches.sample_captions(scenes, rng, captions.rich), device)
+        contrastive: Tensor = task(images, ids, scene_attributes(scenes).to(device))
+        return F.cross_entropy(logits, pairs.chosen) + 0.5 * contrastive
 
-    fit(label, lesson, loss_at, schedule, checkpoint, seed)
+    fit(label, task, loss_at, schedule, checkpoint, seed)
 
 
 @torch.no_grad()
-def pair_accuracy(
-    towers: Towers, tokenizer: CLIPTokenizer, taste: Taste, seed: int, vae: AutoencoderKL | None, count: int = 512
+def preference_accuracy(
+    towers: Towers, tokenizer: CLIPTokenizer, group: AnnotatorGroup, seed: int, vae: AutoencoderKL | None, count: int = 512
 ) -> float:
-    """How often the model prefers what a fresh group of annotators prefers; they agree with each other far from always."""
+    """How often the model chooses as new annotators of the group do.  Annotators err, so 1.0 is out of reach."""
     rng = generator(seed, "pair accuracy")
-    ballot = hold_ballot(taste, count, rng, next(towers.parameters()).device, vae)
-    scores = pair_scores(towers, tokenizer, ballot, corpus.captions(ballot.asked, rng, 0.75))
-    return float((scores.argmax(1) == ballot.chosen).float().mean())
+    pairs = sample_preferences(group, count, rng, next(towers.parameters()).device, vae)
+    scores = pair_scores(towers, tokenizer, pairs, batches.sample_captions(pairs.requested, rng, 0.75))
+    return float((scores.argmax(1) == pairs.chosen).float().mean())

@@ -1,51 +1,52 @@
-"""The image-text models of the recipe, in the two formats rewards come in, behind one face for training."""
+"""The image-text models of the recipe, in the two formats that rewards come in, with one interface for training."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.model import CLIP
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.transforms import functional as TF
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from textcraftor.tiny.recipe.tokenizer import CONTEXT_LENGTH
 
 IMAGE_SIZE = 64
 EMBEDDING = 128
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
+MEAN, STD = OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 VISION: dict[str, Any] = {"layers": 5, "width": 128, "head_width": 32, "patch_size": 8, "mlp_ratio": 2.0}
 TEXT: dict[str, Any] = {"layers": 3, "width": 96, "heads": 4, "mlp_ratio": 2.0}
-# The judge nobody trains on sees differently: convolutions with attention pooling, as CLIP's RN50.
+# The held-out judge has another architecture: convolutions with attention pooling, as CLIP's RN50.
 HELDOUT_VISION: dict[str, Any] = {"layers": [1, 1, 1, 1], "width": 12, "head_width": 32}
 HELDOUT_TEXT: dict[str, Any] = {"layers": 4, "width": 64, "heads": 2, "mlp_ratio": 4.0}
 
 
 class Towers(nn.Module):
-    """Two encoders into one space; neither normalises."""
+    """An image tower and a text tower with one embedding space.  Embeddings are not normalised."""
 
     def encode_image(self, pixels: Tensor) -> Tensor:
-        """pixels: (B, 3, 64, 64), standardised.  Returns (B, 128)."""
+        """Image embeddings, (B, 128).  pixels: (B, 3, 64, 64), from `normalize`."""
         raise NotImplementedError
 
     def encode_text(self, ids: Tensor) -> Tensor:
-        """ids: (B, 40).  Returns (B, 128)."""
+        """Text embeddings, (B, 128).  ids: (B, 40), from `tokenize`."""
         raise NotImplementedError
 
 
-def standardised(images: Tensor) -> Tensor:
-    """Images in [0, 1] as every tower wants them: minus CLIP's mean, over CLIP's deviation."""
-    mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (MEAN, STD))
-    return (images - mean) / std
+def normalize(images: Tensor) -> Tensor:
+    """(B, 3, 64, 64) images in [0, 1], normalised with CLIP's channel means and standard deviations."""
+    normalized: Tensor = TF.normalize(images, MEAN, STD)
+    return normalized
 
 
-def tokenized(tokenizer: CLIPTokenizer, prompts: Sequence[str], device: torch.device) -> Tensor:
-    """Token ids, (B, 40), padded with the end token and cut at the context length."""
-    kept: Tensor = tokenizer(
+def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str], device: torch.device) -> Tensor:
+    """Token ids, (B, 40), padded with the end token and truncated to the context length."""
+    ids: Tensor = tokenizer(
         list(prompts), padding="max_length", max_length=CONTEXT_LENGTH, truncation=True, return_tensors="pt"
     ).input_ids
-    return kept.to(device)
+    return ids.to(device)
 
 
 def open_clip_config(tokenizer: CLIPTokenizer, vision: dict[str, Any], text: dict[str, Any]) -> dict[str, Any]:
@@ -54,7 +55,7 @@ def open_clip_config(tokenizer: CLIPTokenizer, vision: dict[str, Any], text: dic
     text_cfg = {
         "context_length": CONTEXT_LENGTH,
         "vocab_size": len(tokenizer),
-        "hf_tokenizer_name": "local",  # any name: open_clip takes the tokenizer that lies beside the weights
+        "hf_tokenizer_name": "local",  # any name: open_clip loads the tokenizer in the weights' folder
         "pool_type": "eos",
         "eos_id": tokenizer.eos_token_id,
         **text,
@@ -67,8 +68,8 @@ def new_open_clip(tokenizer: CLIPTokenizer, vision: dict[str, Any] = VISION, tex
     return CLIP(**open_clip_config(tokenizer, vision, text))
 
 
-def new_hugging_face(tokenizer: CLIPTokenizer, vision: dict[str, Any] = VISION, text: dict[str, Any] = TEXT) -> CLIPModel:
-    """An untrained `CLIPModel` of the same shape."""
+def new_clip_model(tokenizer: CLIPTokenizer, vision: dict[str, Any] = VISION, text: dict[str, Any] = TEXT) -> CLIPModel:
+    """An untrained transformers `CLIPModel` of the same size."""
     config = CLIPConfig(
         text_config=text_config(tokenizer, text, projection=EMBEDDING).to_dict(),
         vision_config={
@@ -87,7 +88,7 @@ def new_hugging_face(tokenizer: CLIPTokenizer, vision: dict[str, Any] = VISION, 
 
 
 def text_config(tokenizer: CLIPTokenizer, text: dict[str, Any], projection: int) -> CLIPTextConfig:
-    """A Hugging Face CLIP text encoder's configuration."""
+    """Configuration of a transformers CLIP text encoder.  text: open_clip's `text_cfg`.  projection: width of its output."""
     return CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=text["width"],
@@ -104,7 +105,7 @@ def text_config(tokenizer: CLIPTokenizer, text: dict[str, Any], projection: int)
 
 
 class OpenClipTowers(Towers):
-    """An open_clip model behind the face of `Towers`."""
+    """An open_clip model as `Towers`."""
 
     def __init__(self, model: CLIP) -> None:
         super().__init__()
@@ -120,7 +121,7 @@ class OpenClipTowers(Towers):
 
 
 class HuggingFaceTowers(Towers):
-    """A `CLIPModel` behind the face of `Towers`."""
+    """A transformers `CLIPModel` as `Towers`."""
 
     def __init__(self, model: CLIPModel) -> None:
         super().__init__()
@@ -135,17 +136,17 @@ class HuggingFaceTowers(Towers):
         return features
 
 
-class BorrowedEyes(Towers):
-    """A bare text encoder with image towers that are thrown away once it has learned from them."""
+class TextEncoderTowers(Towers):
+    """A text encoder with a projection and the image tower of `clip`, both discarded after training."""
 
-    def __init__(self, text_encoder: CLIPTextModel, eyes: CLIP) -> None:
+    def __init__(self, text_encoder: CLIPTextModel, clip: CLIP) -> None:
         super().__init__()
         self.text_encoder = text_encoder
         self.projection = nn.Linear(text_encoder.config.hidden_size, EMBEDDING, bias=False)
-        self.eyes = eyes.visual
+        self.image_tower = clip.visual
 
     def encode_image(self, pixels: Tensor) -> Tensor:
-        features: Tensor = self.eyes(pixels)
+        features: Tensor = self.image_tower(pixels)
         return features
 
     def encode_text(self, ids: Tensor) -> Tensor:
@@ -154,7 +155,7 @@ class BorrowedEyes(Towers):
 
 
 def cosine(towers: Towers, images: Tensor, ids: Tensor) -> Tensor:
-    """Similarity of each image, (B, 3, 64, 64) in [0, 1], with its own prompt, (B,)."""
-    seen = towers.encode_image(standardised(images)).float()
-    said = towers.encode_text(ids).float()
-    return F.cosine_similarity(seen, said)
+    """Cosine similarity of each image with its own prompt, (B,).  images: (B, 3, 64, 64) in [0, 1].  ids: (B, 40)."""
+    image_features = towers.encode_image(normalize(images)).float()
+    text_features = towers.encode_text(ids).float()
+    return F.cosine_similarity(image_features, text_features)

@@ -1,0 +1,112 @@
+"""Contrastive training of image-text towers (Radford et al. 2021), with hard negatives and an attribute loss."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPTokenizer
+
+from textcraftor.tiny.recipe import batches
+from textcraftor.tiny.recipe.degradation import degrade
+from textcraftor.tiny.recipe.fit import Schedule, fit
+from textcraftor.tiny.recipe.towers import EMBEDDING, Towers, normalize, tokenize
+from textcraftor.tiny.scenes import BACKGROUNDS, COLOURS, OPPOSITE_RELATION, RELATIONS, SHAPES, SIZES, STYLES, Scene
+
+SCHEDULE = Schedule(steps=1000, batch=64, peak_lr=1.5e-3, ema=0.99, save_every=50)
+FINE_TUNING_SCHEDULE = Schedule(steps=250, batch=64, peak_lr=4e-4, ema=0.99, save_every=50)
+ATTRIBUTES = len(COLOURS) * (len(SHAPES) + len(SIZES) + len(RELATIONS)) + len(BACKGROUNDS) + len(STYLES)
+MAX_LOG_SCALE = 4.6  # e^4.6 is about 100, CLIP's upper bound
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionMix:
+    """Fraction of a model's training captions that are rich, and fraction of the rich ones that are wrong."""
+
+    rich: float = 0.6
+    wrong: float = 0.0
+
+
+def scene_attributes(scenes: Sequence[Scene]) -> Tensor:
+    """Binary attributes of scenes, (B, ATTRIBUTES): shape, size and position of each colour; background; style."""
+    table = torch.zeros(len(scenes), ATTRIBUTES)
+    per_colour = len(SHAPES) + len(SIZES) + len(RELATIONS)
+    for row, scene in zip(table, scenes, strict=True):
+        relations = (scene.relation, OPPOSITE_RELATION[scene.relation] if scene.relation else None)
+        for obj, relation in zip(scene.objects, relations, strict=False):
+            start = COLOURS.index(obj.colour or "") * per_colour
+            row[start + SHAPES.index(obj.shape or "")] = 1
+            row[start + len(SHAPES) + SIZES.index(obj.size or "")] = 1
+            if relation:
+                row[start + len(SHAPES) + len(SIZES) + RELATIONS.index(relation)] = 1
+        row[len(COLOURS) * per_colour + BACKGROUNDS.index(scene.background)] = 1
+        row[len(COLOURS) * per_colour + len(BACKGROUNDS) + STYLES.index(scene.style)] = 1
+    return table
+
+
+class ContrastiveTask(nn.Module):
+    """The contrastive loss of a pair of towers, plus an attribute loss on both embeddings.
+
+    One linear layer, `reader`, predicts the scene's attributes from either embedding and is discarded after training.
+    The contrastive loss alone needs hundreds of thousands of images before it separates shapes; with the attribute
+    loss tens of thousands are enough.
+    """
+
+    def __init__(self, towers: Towers) -> None:
+        super().__init__()
+        self.towers = towers
+        self.reader = nn.Linear(EMBEDDING, ATTRIBUTES)
+        self.scale = nn.Parameter(torch.tensor(2.7))  # log of the logit scale; CLIP starts at log(1 / 0.07), about 2.7
+
+    def forward(self, images: Tensor, ids: Tensor, attributes: Tensor) -> Tensor:
+        """The loss of a batch, a scalar.
+
+        images: (B, 3, 64, 64) in [0, 1].  ids: (B, 40) token ids.  attributes: (B, ATTRIBUTES), from `scene_attributes`.
+        """
+        image_features = self.towers.encode_image(normalize(images)).float()
+        text_features = self.towers.encode_text(ids).float()
+        logits = self.logit_scale * F.normalize(image_features, dim=-1) @ F.normalize(text_features, dim=-1).T
+        target = torch.arange(len(images), device=images.device)
+        contrastive = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        attribute = sum(
+            F.binary_cross_entropy_with_logits(self.reader(features).float(), attributes)
+            for features in (image_features, text_features)
+        )
+        return contrastive + 5 * attribute
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """The factor on cosines, differentiable, at most about 100."""
+        return self.scale.clamp(max=MAX_LOG_SCALE).exp()
+
+    @property
+    def log_scale(self) -> float:
+        """Log of the logit scale: the value of a CLIP model's `logit_scale` parameter."""
+        return self.scale.clamp(max=MAX_LOG_SCALE).item()
+
+
+def train_contrastive(
+    label: str,
+    task: ContrastiveTask,
+    tokenizer: CLIPTokenizer,
+    captions: CaptionMix,
+    checkpoint: Path,
+    seed: int,
+    vae: AutoencoderKL | None = None,
+    schedule: Schedule = SCHEDULE,
+) -> None:
+    """Train a task's towers in place.  vae: if given, some images pass through its latents (see `degrade`)."""
+    device = task.scale.device
+
+    def loss_at(rng: np.random.Generator) -> Tensor:
+        scenes = batches.sample_with_negatives(schedule.batch, rng)
+        images = degrade(batches.render_batch(scenes, rng).to(device), rng, vae)
+        texts = batches.sample_captions(scenes, rng, captions.rich, captions.wrong)
+        loss: Tensor = task(images, tokenize(tokenizer, texts, device), scene_attributes(scenes).to(device))
+        return loss
+
+    fit(label, task, loss_at, schedule, checkpoint, seed)
