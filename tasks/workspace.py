@@ -23,8 +23,8 @@ from prefect.cache_policies import NO_CACHE
 
 from textcraftor import layout
 from textcraftor.artifact import digest, written_aside
-from textcraftor.config import Config, load, merge
-from textcraftor.errors import PromptError
+from textcraftor.config import Config, load, merge, named_files
+from textcraftor.errors import ConfigError, PromptError
 
 PROMPT_FILES = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
@@ -86,7 +86,7 @@ def open_workspace(
     wanted["unet_mixes"] = list(config.mixes if tune_unet else config.unet_mixes)
     if wanted == stands:
         return Workspace(root)
-    resolve(wanted)
+    list(named_paths(resolve(wanted)))  # raises before anything is written
     folder = root / "runs" / hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:12]
     furnish(folder, root, wanted, [root / prompts] if prompts else [])
     return Workspace(folder)
@@ -135,12 +135,17 @@ def furnish(folder: Path, root: Path, params: Mapping[str, Any], prompt_files: I
 
 
 def named_paths(config: Config) -> Iterator[str]:
-    """Files and folders that the configuration names, as far as they are relative to the workspace."""
-    sources = [source for source in (*config.prompts.sources, *config.prompts.benchmarks) if source.kind == "file"]
-    for named in (*sources, config.base, *config.rewards.values()):
-        for path in (named.path, getattr(named, "head", ""), getattr(named, "tokenizer", "")):
-            if path and not Path(path).is_absolute():
-                yield path
+    """Files and folders that the configuration names, as far as they are relative to the workspace.
+
+    Raises ConfigError for one that leaves the project: a variant lies elsewhere, so it would be another file there.
+    """
+    for location, path in named_files(config):
+        if Path(path).is_absolute():
+            continue
+        if os.path.normpath(path).startswith(".."):
+            where = ".".join(map(str, location))
+            raise ConfigError(f"{where} = {path} leaves the project. Give an absolute path, or one inside the project")
+        yield path
 
 
 def inputs(folder: Path) -> list[str]:

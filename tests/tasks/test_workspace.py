@@ -84,6 +84,7 @@ def test_overrides_belong_to_their_profile(project: Path, monkeypatch: pytest.Mo
         ({"overrides": {"train": {"stepps": 7}}}, ConfigError, "train.stepps"),
         ({"mixes": ["balancd"]}, ConfigError, "Did you mean 'balanced'"),
         ({"profile": "tinny"}, ConfigError, "Did you mean 'tiny'"),
+        ({"overrides": {"base": {"path": "../sd15"}}}, ConfigError, "base.path = ../sd15 leaves the project"),
         ({"prompts": "none.txt"}, PromptError, "none.txt is not a file"),
         ({"prompts": "toy.py"}, PromptError, "got .py"),
     ],
@@ -100,3 +101,17 @@ def test_metrics_come_from_the_report(tmp_path: Path) -> None:
     (tmp_path / "data/reports/a").mkdir(parents=True)
     (tmp_path / "data/reports/a/metrics.json").write_text(json.dumps({"n_prompts": 3}))
     assert Workspace(tmp_path).metrics("a") == {"n_prompts": 3}
+
+
+def test_every_file_that_the_configuration_names_is_in_the_variant(project: Path) -> None:
+    (project / "models").mkdir()
+    for name in ("checkpoint", "architecture", "tiny_vae", "tower", "head", "tokenizer", "benchmark"):
+        (project / "models" / name).write_text(name)
+    reward = {"path": "models/tower", "head": "models/head", "tokenizer": "models/tokenizer"}
+    overrides = {
+        "base": {"path": "models/checkpoint", "config": "models/architecture", "tiny_vae": "models/tiny_vae"},
+        "rewards": {"aesthetic": reward},
+        "prompts": {"benchmarks": [{"kind": "file", "path": "models/benchmark"}]},
+    }
+    variant = open_workspace.fn(project, overrides=overrides).folder
+    assert {path.name for path in (variant / "models").iterdir()} == {path.name for path in (project / "models").iterdir()}

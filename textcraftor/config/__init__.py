@@ -12,7 +12,7 @@ from textcraftor.config.profiles import PROFILES, load, merge, parsed, resolved_
 from textcraftor.config.prompts import FileSource, PromptsConfig, PromptSource, SceneSource
 from textcraftor.config.rewards import Mix, RewardConfig
 from textcraftor.config.run import Config
-from textcraftor.config.section import Fraction, Name, Positive, Section
+from textcraftor.config.section import Fraction, Name, NamedFile, Positive, Section, named_files
 from textcraftor.config.training import TrainConfig, TuneConfig
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "GateRule",
     "Mix",
     "Name",
+    "NamedFile",
     "Positive",
     "PrepareConfig",
     "PromptSource",
@@ -42,6 +43,7 @@ __all__ = [
     "TuneConfig",
     "load",
     "merge",
+    "named_files",
     "parsed",
     "resolved_yaml",
     "switch_step",

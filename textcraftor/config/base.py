@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from textcraftor.config.section import Fraction, Positive, Section
+from textcraftor.config.section import Fraction, NamedFile, Positive, Section
 
 Scheduler = Annotated[str, Field(pattern=r"^(ddim|dpmsolver|euler|pndm|[A-Z]\w+Scheduler)$")]
 
@@ -12,8 +12,10 @@ Scheduler = Annotated[str, Field(pattern=r"^(ddim|dpmsolver|euler|pndm|[A-Z]\w+S
 class BaseConfig(Section):
     """The base model, SD 1.x, 2.x or SDXL: a diffusers pipeline by hub id or folder, or a single-file checkpoint."""
 
-    path: str = Field(description="hub id, diffusers folder, or a .safetensors checkpoint of the original layout")
-    config: str | None = Field(None, description="single file only: folder or hub id that names architecture and scheduler")
+    path: NamedFile = Field(description="hub id, diffusers folder, or a .safetensors checkpoint of the original layout")
+    config: NamedFile | None = Field(
+        None, description="single file only: folder or hub id that names architecture and scheduler"
+    )
     revision: str | None = None
     resolution: Positive = Field(512, description="pixels; images are square")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
@@ -21,7 +23,9 @@ class BaseConfig(Section):
     )
     vae_slicing: bool = Field(False, description="decode one image at a time: less memory")
     vae_gradient_checkpointing: bool = Field(False, description="recompute the VAE's blocks going back: less memory")
-    tiny_vae: str | None = Field(None, description="folder or hub id of an AutoencoderTiny that decodes in the VAE's place")
+    tiny_vae: NamedFile | None = Field(
+        None, description="folder or hub id of an AutoencoderTiny that decodes in the VAE's place"
+    )
 
 
 class ChainConfig(Section):

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from textcraftor.config.section import Positive, Section
+from textcraftor.config.section import NamedFile, Positive, Section
 
 Sha256 = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
 
@@ -13,7 +13,7 @@ Sha256 = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
 class Download(Section):
     """Files of others that `textcraftor fetch` brings into the folder `to`: from a hub repository, or from a URL."""
 
-    to: str = Field(description="folder in the workspace; where the base, a reward or a prompt source then looks")
+    to: NamedFile = Field(description="folder in the workspace; where the base, a reward or a prompt source then looks")
     hub: str = Field("", description="repository on the hub, owner/name; instead of url")
     revision: Annotated[str, Field(pattern=r"^([0-9a-f]{40})?$")] = Field(
         "", description="commit of the hub repository, in full: a branch moves"

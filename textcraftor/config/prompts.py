@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from textcraftor.config.section import Fraction, Positive, Section
+from textcraftor.config.section import Fraction, NamedFile, Positive, Section
 
 
 class SceneSource(Section):
@@ -20,7 +20,7 @@ class FileSource(Section):
     """Prompts of a file: plain text (one a line), CSV, TSV, JSON, JSONL or parquet, in UTF-8."""
 
     kind: Literal["file"]
-    path: str
+    path: NamedFile
     column: str = Field("prompt", description="column or key that holds the prompt; case does not matter")
     licence: str = "unknown"
     held_out: bool = Field(False, description="evaluate on these prompts alone, and train on none of them")

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from textcraftor.config.section import Name, Section
+from textcraftor.config.section import Name, NamedFile, Section
 
 Mix = dict[Name, float]
 
@@ -16,10 +16,10 @@ class RewardConfig(Section):
     """
 
     kind: str
-    path: str = ""
-    head: str = Field("", description="aesthetic: the linear stack's safetensors; default PATH/head.safetensors")
+    path: NamedFile = ""
+    head: NamedFile = Field("", description="aesthetic: the linear stack's safetensors; default PATH/head.safetensors")
     version: str = Field("", description="of the weights; hpsv2: 2.0 or 2.1, which are not comparable")
-    tokenizer: str = Field("", description="pickscore, imagereward: folder or hub id of the tokenizer; default PATH")
+    tokenizer: NamedFile = Field("", description="pickscore, imagereward: folder or hub id of the tokenizer; default PATH")
     licence: str = Field("unknown", description="of the weights")
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         None, description="the towers compute in it, scores stay float32; None: float32"
