@@ -20,15 +20,17 @@ import polars as pl
 import torch
 
 from textcraftor.cache import shard_file
-from textcraftor.cache.shard_file import Kind
-from textcraftor.cache.store import Content, Store, bytes_on_disk, fill
+from textcraftor.cache.shard_file import RowFormat
+from textcraftor.cache.store import Store, StoreContent, bytes_on_disk, fill
 
 SHARD = 1024
 
 
-def content(rows: int) -> Content:
+def content(rows: int) -> StoreContent:
     """As of `prepare`: a prompt and a seed for each row."""
-    return Content({"benchmark": rows}, pl.DataFrame({"prompt": [f"a prompt, number {row}" for row in range(rows)]}), SHARD)
+    return StoreContent(
+        {"benchmark": rows}, pl.DataFrame({"prompt": [f"a prompt, number {row}" for row in range(rows)]}), SHARD
+    )
 
 
 def memory() -> float:
@@ -62,22 +64,24 @@ def main() -> None:
     if asked.way:
         print(json.dumps(measure(asked.way, asked.folder, asked.rows, asked.batch, asked.batches)))
         return
-    kind = Kind((asked.channels, asked.size, asked.size))
+    row_format = RowFormat((asked.channels, asked.size, asked.size))
     with tempfile.TemporaryDirectory() as scratch:
         folder, generator = (asked.folder or Path(scratch)) / "store", torch.Generator().manual_seed(0)
         started = time.perf_counter()
         fill(
             folder,
             content(asked.rows),
-            lambda rows: torch.randn(rows.stop - rows.start, *kind.shape, generator=generator),
+            lambda rows: torch.randn(rows.stop - rows.start, *row_format.shape, generator=generator),
             SHARD,
         )
         written, size = time.perf_counter() - started, bytes_on_disk(folder)
         whole, started = content(asked.rows), time.perf_counter()
         numbers = whole.shards[:20]
         for number in numbers:
-            shard_file.verified(folder / f"{number:05}.safetensors", whole.key(number), whole.rows(number))
-        proven = sum(shard_file.size(kind, whole.rows(number)) for number in numbers) / (time.perf_counter() - started)
+            shard_file.verify(folder / f"{number:05}.safetensors", whole.key(number), whole.rows(number))
+        proven = sum(shard_file.file_size(row_format, whole.rows(number)) for number in numbers) / (
+            time.perf_counter() - started
+        )
         command = [sys.executable, "-m", "benchmarks.prefix_store", "--folder", str(folder)]
         command += [f"--{name}={getattr(asked, name)}" for name in ("rows", "batch", "batches")]
         found = {
@@ -87,7 +91,7 @@ def main() -> None:
     one, ours = found["tensor"], found["store"]
     if one["check"] != ours["check"]:
         raise SystemExit("the store and the tensor differ")
-    print(f"{asked.rows:,} rows of {kind.bytes / 1e3:.1f} KB, {size / 1e9:.2f} GB, {len(whole.shards)} shards")
+    print(f"{asked.rows:,} rows of {row_format.bytes / 1e3:.1f} KB, {size / 1e9:.2f} GB, {len(whole.shards)} shards")
     print(f"written in {written:.1f} s; `prepare` proves {proven / 1e6:,.0f} MB a second; batches of {asked.batch}:")
     for name, row in (("one tensor", one), ("store", ours)):
         times = f"opened in {row['open']:6.2f} s   a batch {row['batch'] * 1e3:7.2f} ms"

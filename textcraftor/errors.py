@@ -7,8 +7,8 @@
     ├── ModelError            weights are missing, truncated or do not fit
     ├── RewardError           a reward is unknown, mis-weighted or got inputs it cannot score
     ├── TrainingError         a run cannot go on (non-finite loss, no memory, full disk)
-    ├── OutOfStep             one process of several cannot go on amid what all must do together; the launcher ends them
-    └── Preempted             a run made way after SIGTERM, its checkpoint written: exit status 75, run it again
+    ├── RankFailure           one rank failed inside a collective operation; the launcher ends the others
+    └── Preempted             a run stopped after SIGTERM and wrote its checkpoint: exit status 75, run it again
 
 Every message says what was wrong, what was got, what is allowed and what to do next. Anything
 that is not a `UserError` is a bug and keeps its traceback.
@@ -48,12 +48,12 @@ class TrainingError(UserError):
     """A run cannot go on: the loss is not finite, memory or disk does not suffice."""
 
 
-class OutOfStep(UserError):
-    """One process cannot go on amid what all must do together, so that none can write a checkpoint any more."""
+class RankFailure(UserError):
+    """One rank failed inside a collective operation, so no rank can write a checkpoint. The last one on disk is kept."""
 
 
 class Preempted(UserError):
-    """A run made way after SIGTERM, its checkpoint written. 75 is EX_TEMPFAIL of sysexits.h: run it again, it resumes."""
+    """A run stopped after SIGTERM and wrote its checkpoint. 75 is EX_TEMPFAIL of sysexits.h: run it again, it resumes."""
 
     exit_status = 75
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from tests.processes import in_processes
 from textcraftor.cache import shard_file
-from textcraftor.cache.shard_file import Kind
-from textcraftor.cache.store import Content, Store, fill
+from textcraftor.cache.shard_file import RowFormat
+from textcraftor.cache.store import Store, StoreContent, fill
 from textcraftor.distributed import data_parallel
 from textcraftor.errors import StoreError
 
@@ -27,8 +27,8 @@ TABLE = pl.DataFrame({"prompt": [f"prompt {number}" for number in range(ROWS)], 
 FACTS = {"base": "a" * 64, "chain": {"scheduler": "ddim", "guidance_scale": 7.5}, "switch": 20}
 
 
-def content(facts: dict[str, Any] = FACTS, table: pl.DataFrame = TABLE, shard_rows: int = SHARD) -> Content:
-    return Content(facts, table, shard_rows)
+def content(facts: dict[str, Any] = FACTS, table: pl.DataFrame = TABLE, shard_rows: int = SHARD) -> StoreContent:
+    return StoreContent(facts, table, shard_rows)
 
 
 class Counted:
@@ -99,11 +99,13 @@ def test_a_shard_is_safetensors_that_others_read(folder: Path) -> None:
 def test_rows_of_any_shape_and_type(tmp_path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     made = filled(tmp_path, shape=shape, dtype=dtype)
     store = Store(tmp_path, content())
-    assert store.kind == Kind(shape, str(dtype).removeprefix("torch."))
+    assert store.row_format == RowFormat(shape, str(dtype).removeprefix("torch."))
     assert torch.equal(store[[20, 1]], made.all_rows[[20, 1]])
     assert filled(tmp_path, shape=shape, dtype=dtype).batches == []
     for number in range(3):
-        assert (tmp_path / f"{number:05}.safetensors").stat().st_size == shard_file.size(store.kind, content().rows(number))
+        assert (tmp_path / f"{number:05}.safetensors").stat().st_size == shard_file.file_size(
+            store.row_format, content().rows(number)
+        )
 
 
 def test_the_same_content_gives_the_same_bytes_wherever_it_lies(folder: Path, tmp_path: Path) -> None:
@@ -203,7 +205,7 @@ def test_a_damaged_shard_is_never_used_and_alone_computed_again(folder: Path, ho
     with pytest.raises(StoreError, match=r"00001\.safetensors is damaged"):
         opened[8:16]  # though it was proven before
     again = Counted()
-    assert fill(folder, content(), again, BATCH, Kind((2, 3))) == 1
+    assert fill(folder, content(), again, BATCH, RowFormat((2, 3))) == 1
     assert again.shards == {1} and contents(folder) == before
     assert torch.equal(opened[8:16], Counted().all_rows[8:16]), "an open store goes on with the new shard"
 
@@ -211,14 +213,14 @@ def test_a_damaged_shard_is_never_used_and_alone_computed_again(folder: Path, ho
 def test_every_single_bit_of_a_shard_counts(tmp_path: Path) -> None:
     table = TABLE.head(2)
     made = Counted(table, (2,))
-    one = Content(FACTS, table, 2)
+    one = StoreContent(FACTS, table, 2)
     fill(tmp_path, one, made, 2)
     path, rows = tmp_path / "00000.safetensors", made.all_rows
     whole = path.read_bytes()
     for byte in range(len(whole)):
         path.write_bytes(whole[:byte] + bytes([whole[byte] ^ (1 << byte % 8)]) + whole[byte + 1 :])
-        with pytest.raises(shard_file.Damaged):
-            shard_file.verified(path, one.key(0), 2)
+        with pytest.raises(shard_file.DamagedShard):
+            shard_file.verify(path, one.key(0), 2)
         with pytest.raises(StoreError):
             Store(tmp_path, one)[[0, 1]]
     path.write_bytes(whole)
@@ -249,7 +251,7 @@ def test_a_whole_shard_that_the_index_does_not_vouch_for_is_not_used(folder: Pat
         (None, "does not exist, or is not finished"),
         ("", "is damaged"),
         ("[1]", "is damaged"),
-        ('{"mode": "inline"}', "is damaged, or not of a store"),
+        ('{"mode": "inline"}', "is damaged, or is not the index of a store"),
     ],
 )
 def test_a_store_without_its_index_is_not_used_and_costs_no_shard(folder: Path, index: str | None, says: str) -> None:
@@ -375,13 +377,13 @@ def test_reading_a_batch_takes_the_memory_of_a_batch(tmp_path: Path) -> None:
     """128 MB lie in the store; a process that reads all of it in batches grows by a fraction."""
     rows, shape = 2048, (16, 32, 32)
     table = pl.DataFrame({"prompt": [str(row) for row in range(rows)], "seed": range(rows)})
-    large = Content(FACTS, table, 256)
+    large = StoreContent(FACTS, table, 256)
     fill(tmp_path, large, lambda where: torch.zeros(where.stop - where.start, *shape), 256)
     script = (
         "import resource, sys; from pathlib import Path; import polars as pl; import torch\n"
-        "from textcraftor.cache.store import Content, Store\n"
+        "from textcraftor.cache.store import StoreContent, Store\n"
         f"table = pl.DataFrame({{'prompt': [str(row) for row in range({rows})], 'seed': range({rows})}})\n"
-        f"store = Store(Path(sys.argv[1]), Content({FACTS!r}, table, 256))\n"
+        f"store = Store(Path(sys.argv[1]), StoreContent({FACTS!r}, table, 256))\n"
         "store[[0]]; before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         f"for start in range(0, {rows}, 16): store[start:start + 16]\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"

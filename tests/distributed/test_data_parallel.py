@@ -12,8 +12,8 @@ from textcraftor.distributed import data_parallel
 from textcraftor.errors import TrainingError
 from textcraftor.models.base import Base
 from textcraftor.training.checkpoint import Progress
-from textcraftor.training.preemption import Notice
-from textcraftor.training.trainer import FINE
+from textcraftor.training.preemption import StopRequest
+from textcraftor.training.trainer import SUCCEEDED
 
 CPU = torch.device("cpu")
 
@@ -27,11 +27,11 @@ def test_the_gradient_of_two_processes_is_that_of_twice_the_batch(
 
     def work() -> None:
         trainer = new_trainer(exact_base, SETTINGS.model_copy(update={"batch_size": 4, "accumulation": 2}), reward())
-        record, status, _ = trainer._attempt(Progress(), Notice())
-        assert status == FINE and record
-        data_parallel.average([p.grad for p in trainer.module.parameters() if p.grad is not None])
-        mean = data_parallel.average_of({"rank": float(data_parallel.rank())}, CPU)
-        assert mean == {"rank": 0.5} and data_parallel.worst(data_parallel.rank(), CPU) == 1
+        record, status, _ = trainer._accumulate_gradients(Progress(), StopRequest())
+        assert status == SUCCEEDED and record
+        data_parallel.all_reduce_mean([p.grad for p in trainer.module.parameters() if p.grad is not None])
+        mean = data_parallel.mean_over_ranks({"rank": float(data_parallel.rank())}, CPU)
+        assert mean == {"rank": 0.5} and data_parallel.max_over_ranks(data_parallel.rank(), CPU) == 1
         ours = torch.cat([p.grad.flatten() for p in trainer.module.parameters() if p.grad is not None])
         torch.save(ours, tmp_path / f"{data_parallel.rank()}.pt")
 

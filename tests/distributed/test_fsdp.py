@@ -16,14 +16,14 @@ from tests.training.test_stages import CPU
 from tests.training.test_trainer import SETTINGS, interrupted, new_trainer, watched
 from textcraftor.config import BaseConfig, TuneConfig
 from textcraftor.distributed import data_parallel, fsdp
-from textcraftor.errors import OutOfStep, Preempted, TrainingError
+from textcraftor.errors import Preempted, RankFailure, TrainingError
 from textcraftor.models.base import TunedModel, load_base
 from textcraftor.models.lora import add_lora, merged
 from textcraftor.training.checkpoint import Progress
 from textcraftor.training.data import Batch
 from textcraftor.training.objective import Objective
-from textcraftor.training.preemption import Notice
-from textcraftor.training.trainer import FINE, Trainer
+from textcraftor.training.preemption import StopRequest
+from textcraftor.training.trainer import SUCCEEDED, Trainer
 
 Weights = Mapping[str, torch.Tensor]
 
@@ -38,7 +38,7 @@ def new(folder: Path, module: str, reward: Redness | None = None, dtype: str = "
         unet = add_lora(unet, tune) if tune.method == "lora" else unet
         assert trainer.tuned.text_encoder is not None
         trainer.tuned, trainer.module = TunedModel(trainer.tuned.text_encoder.requires_grad_(False), unet), unet
-    if fsdp.wanted(tune):
+    if fsdp.should_shard(tune):
         for unet in {base.pipe.unet, trainer.tuned.unet} - {None}:
             fsdp.shard(unet, CPU, base.dtype)
     return trainer
@@ -46,11 +46,11 @@ def new(folder: Path, module: str, reward: Redness | None = None, dtype: str = "
 
 def gradient(trainer: Trainer) -> torch.Tensor:
     """Of one step, over all processes, flat and whole."""
-    _, status, _ = trainer._attempt(Progress(), Notice())
-    assert status == FINE
+    _, status, _ = trainer._accumulate_gradients(Progress(), StopRequest())
+    assert status == SUCCEEDED
     gradients = [p.grad for p in trainer.module.parameters() if p.grad is not None]
-    data_parallel.average([g for g in gradients if not fsdp.is_split(g)])
-    return torch.cat([fsdp.whole(g).flatten() for g in gradients])
+    data_parallel.all_reduce_mean([g for g in gradients if not fsdp.is_sharded(g)])
+    return torch.cat([fsdp.full_tensor(g).flatten() for g in gradients])
 
 
 def near(ours: Weights, expected: Weights, start: Weights) -> bool:
@@ -101,7 +101,7 @@ def test_each_process_holds_half(family_folders: dict[str, Path], tmp_path: Path
         trainer.fit(tmp_path, "key", watched(trainer))
         gradients = [p.grad for p in parameters if p.grad is not None]
         for tensors in (parameters, frozen, gradients, list(trainer.module.parameters())):
-            assert all(fsdp.is_split(t) for t in tensors)
+            assert all(fsdp.is_sharded(t) for t in tensors)
             assert held(tensors) < 0.6 * whole
 
     in_processes(2, work)
@@ -139,7 +139,7 @@ def test_a_run_ends_where_one_process_does_and_either_resumes_the_other(
                 interrupted(trainer, dies_in_step_four).fit(tmp_path / where, "key", watched(trainer))
         else:
             trainer.fit(tmp_path / where, "key", watched(trainer))
-        return fsdp.gathered(trainer.module.state_dict())
+        return fsdp.gather_on_rank0(trainer.module.state_dict())
 
     start = new(folder, module).module.state_dict()
     alone = fit(8, "alone")
@@ -201,7 +201,7 @@ def test_out_of_memory_ends_the_run_instead_of_leaving_the_others_waiting(
                 raise torch.OutOfMemoryError("CUDA out of memory")
 
         trainer.objective = Small(**vars(trainer.objective))
-        with pytest.raises(OutOfStep, match=r"no memory for a micro batch of 4\. Lower train\.batch_size"):
+        with pytest.raises(RankFailure, match=r"no memory for a micro batch of 4\. Lower train\.batch_size"):
             trainer.fit(tmp_path, "key", watched(trainer))
 
     in_processes(2, work)
@@ -221,10 +221,10 @@ def test_what_is_written_is_a_plain_folder_of_whole_weights(
                 if "lora_B" in name or method == "full":
                     parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))) * 0.1)
         whole = merged(unet, tmp_path / f"lora{data_parallel.rank()}").state_dict()
-        shell = fsdp.hollow(unet)
+        shell = fsdp.meta_copy(unet)
         assert all(p.is_meta for p in shell.parameters())
         fsdp.shard(unet, CPU, base.dtype)
-        written = fsdp.filled(unet, shell)
+        written = fsdp.unshard(unet, shell)
         if data_parallel.rank() == 0:
             merged(written, tmp_path / "lora").save_pretrained(tmp_path / "unet")
             found = UNet2DConditionModel.from_pretrained(tmp_path / "unet").state_dict()

@@ -205,7 +205,7 @@ def test_cached_latents_are_what_the_sampler_would_compute(run: Config, tmp_path
     half = changed(run, {"prepare": {"dtype": "float16"}})
     prepare(half, tmp_path, CPU)
     assert torch.equal(read_train_latents(half, tmp_path)[:], stored_rows(run, tmp_path, sampler).half())
-    assert read_heldout_latents(half, tmp_path).kind.dtype == "float32"
+    assert read_heldout_latents(half, tmp_path).row_format.dtype == "float32"
 
 
 def test_diversity_is_trained_on_several_images_of_each_prompt(run: Config, tmp_path: Path) -> None:

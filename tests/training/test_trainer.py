@@ -17,7 +17,7 @@ from textcraftor.rewards import RewardMix
 from textcraftor.training.checkpoint import Progress
 from textcraftor.training.data import Batch, TrainSet
 from textcraftor.training.objective import Objective
-from textcraftor.training.preemption import Notice
+from textcraftor.training.preemption import StopRequest
 from textcraftor.training.trainer import Trainer, rate_factor
 
 PROMPTS = [f"a small {colour} circle" for colour in ("red", "green", "blue", "yellow", "purple", "cyan", "golden", "azure")]
@@ -61,7 +61,7 @@ def interrupted(trainer: Trainer, happens: Callable[[int], None]) -> Trainer:
 
 def gradient(trainer: Trainer) -> torch.Tensor:
     """What one step's micro batches add up to, flat."""
-    trainer._attempt(Progress(), Notice())
+    trainer._accumulate_gradients(Progress(), StopRequest())
     return torch.cat([p.grad.flatten() for p in trainer.module.parameters() if p.grad is not None])
 
 

@@ -1,8 +1,8 @@
-"""Stage `prepare`: everything that training reads again and again and that no training changes.
+"""Stage `prepare`: the inputs that training reads repeatedly and never changes.
 
-Prefix latents for the train prompts (to the training switch) and the held-out prompts (to the sampling switch),
-and the rewards' text features. All lie in stores (`store`) whose shards are keyed by what made them: a second call
-recomputes only what is missing, stale or damaged. Under `torchrun` the processes divide the shards among them.
+Prefix latents of the train prompts (up to the training switch) and of the held-out prompts (up to the sampling
+switch), and the rewards' text features. Each is a store (`store`) whose shards are keyed by what they were computed
+from: a second call recomputes only missing, stale or damaged shards. Under `torchrun` the ranks divide the shards.
 """
 
 import functools
@@ -17,19 +17,19 @@ from rich.console import Console
 from torch import Tensor
 
 from textcraftor.artifact import base_identity, identity, write_json
-from textcraftor.cache.shard_file import DTYPES, Kind
-from textcraftor.cache.store import INDEX, Content, Store, bytes_on_disk, fill, keep_only
+from textcraftor.cache.shard_file import DTYPES, RowFormat
+from textcraftor.cache.store import INDEX, Store, StoreContent, bytes_on_disk, fill, keep_only
 from textcraftor.chain.sampler import Sampler
 from textcraftor.config import ChainConfig, Config, RewardConfig, switch_step
 from textcraftor.distributed import data_parallel
-from textcraftor.distributed.work_split import Shares
+from textcraftor.distributed.work_split import WorkSplit
 from textcraftor.errors import StoreError
 from textcraftor.layout import HELDOUT_PROMPTS, LATENTS, TRAIN_PROMPTS
 from textcraftor.models.base import load_base
 from textcraftor.prompts.table import noise_seed, read_prompts
 from textcraftor.rewards import Reward, load_reward
 
-TEXT_BATCH = 256  # prompts a text tower reads at a time
+TEXT_BATCH = 256  # prompts a text tower encodes at a time
 
 
 def train_table(config: Config, root: Path) -> pl.DataFrame:
@@ -66,32 +66,32 @@ def prepare(config: Config, root: Path, device: torch.device) -> None:
     stored does not fit on the disk.
     """
     device = data_parallel.start(device)
-    shares = Shares()
-    console = Console(stderr=True, quiet=shares.rank > 0)
+    work = WorkSplit()
+    console = Console(stderr=True, quiet=work.rank > 0)
     base = load_base(config.base, device)
     samplers = {
         "train": Sampler(base, config.train_chain, config.train.switch_at),
         "heldout": Sampler(base, config.chain, config.sampler.switch_at),
     }
     contents = {"train": _train_content(config, root), "heldout": _heldout_content(config, root)}
-    kinds = {split: Kind(samplers[split].prefix_shape, str(contents[split].made_by["dtype"])) for split in contents}
+    formats = {split: RowFormat(samplers[split].prefix_shape, str(contents[split].made_by["dtype"])) for split in contents}
     if config.prepare.mode == "inline":
         del contents["train"]
-    _require_space(root, contents, kinds, shares)
-    _fill_features(config, root, device, shares, console)
-    _require_space(root, contents, kinds, shares)
+    _require_space(root, contents, formats, work)
+    _fill_features(config, root, device, work, console)
+    _require_space(root, contents, formats, work)
     for split, content in contents.items():
-        sampler, kind = samplers[split], kinds[split]
-        compute = _prefixes(sampler, content.table, DTYPES[kind.dtype])
-        made = fill(root / LATENTS / split, content, compute, config.prepare.batch_size, kind, shares)
+        sampler, row_format = samplers[split], formats[split]
+        compute = _prefixes(sampler, content.table, DTYPES[row_format.dtype])
+        made = fill(root / LATENTS / split, content, compute, config.prepare.batch_size, row_format, work)
         count = f"{split}: {content.table.height} prefixes of {sampler.switch_step} steps"
-        console.print(f"{count} {_how(made, len(content.shards))}", highlight=False)
-    if shares.rank == 0:
+        console.print(f"{count} {_describe_reuse(made, len(content.shards))}", highlight=False)
+    if work.rank == 0:
         if config.prepare.mode == "inline":
-            _store_nothing(root / LATENTS / "train")
+            _write_inline_marker(root / LATENTS / "train")
             console.print("train: nothing is stored, training computes each batch's prefixes (prepare.mode: inline)")
         keep_only(root / LATENTS, ["train", "heldout", "features"])
-    shares.wait()
+    work.barrier()
 
 
 def read_train_latents(config: Config, root: Path) -> Store:
@@ -109,26 +109,26 @@ def read_text_features(config: Config, root: Path, reward: str) -> Store:
     return Store(root / LATENTS / "features" / reward, _features_content(config, root, reward))
 
 
-def _train_content(config: Config, root: Path) -> Content:
+def _train_content(config: Config, root: Path) -> StoreContent:
     made_by = _prefix_facts(config, config.train_chain, config.train.switch_at, config.prepare.dtype)
-    return Content(made_by, train_table(config, root), config.prepare.shard_rows)
+    return StoreContent(made_by, train_table(config, root), config.prepare.shard_rows)
 
 
-def _heldout_content(config: Config, root: Path) -> Content:
-    """Always float32: every candidate is compared with the base, and the base with what others publish."""
+def _heldout_content(config: Config, root: Path) -> StoreContent:
+    """Always float32: candidates are compared with the base, and the base with published results."""
     prompts, _, seeds = heldout_rows(config, root)
     table = pl.DataFrame({"prompt": prompts, "seed": seeds}, schema={"prompt": pl.String, "seed": pl.Int64})
     made_by = _prefix_facts(config, config.chain, config.sampler.switch_at, "float32")
-    return Content(made_by, table, config.prepare.shard_rows)
+    return StoreContent(made_by, table, config.prepare.shard_rows)
 
 
-def _features_content(config: Config, root: Path, reward: str) -> Content:
+def _features_content(config: Config, root: Path, reward: str) -> StoreContent:
     made_by = {"text_features": reward_facts(config.rewards[reward])}
-    return Content(made_by, train_table(config, root).select("prompt"), config.prepare.shard_rows)
+    return StoreContent(made_by, train_table(config, root).select("prompt"), config.prepare.shard_rows)
 
 
 def _prefix_facts(config: Config, chain: ChainConfig, switch_at: float, dtype: str) -> dict[str, Any]:
-    """All that a prefix depends on beside prompt and seed. Of the base its encoder, UNet and scheduler, by their bytes."""
+    """Everything a prefix depends on besides prompt and seed. The base is identified by its files' digests."""
     return {
         "base": base_identity(config.base),
         "resolution": config.base.resolution,
@@ -139,24 +139,24 @@ def _prefix_facts(config: Config, chain: ChainConfig, switch_at: float, dtype: s
 
 
 def reward_facts(reward: RewardConfig) -> dict[str, Any]:
-    """What a reward's numbers depend on: its settings, and files by their bytes, wherever they lie."""
+    """What a reward's scores depend on: its settings, and its files by digest instead of path."""
     files = ("path", "head", "tokenizer")
     settings = reward.model_dump(mode="json", exclude={*files, "licence"})
     return settings | {name: identity(getattr(reward, name)) for name in files if getattr(reward, name)}
 
 
-def _fill_features(config: Config, root: Path, device: torch.device, shares: Shares, console: Console) -> None:
+def _fill_features(config: Config, root: Path, device: torch.device, work: WorkSplit, console: Console) -> None:
     folder = root / LATENTS / "features"
     names = trained_rewards(config) if config.prepare.mode == "cache" else []
     for name in names:
         content = _features_content(config, root, name)
-        made = fill(folder / name, content, _text_features(config, name, content, device), TEXT_BATCH, None, shares)
-        console.print(f"{name}: text features of {content.table.height} prompts {_how(made, len(content.shards))}")
-    if shares.rank == 0:
+        made = fill(folder / name, content, _text_features(config, name, content, device), TEXT_BATCH, None, work)
+        console.print(f"{name}: text features of {content.table.height} prompts {_describe_reuse(made, len(content.shards))}")
+    if work.rank == 0:
         if names:
             keep_only(folder, names)
         else:
-            _store_nothing(folder)
+            _write_inline_marker(folder)
 
 
 def _prefixes(sampler: Sampler, table: pl.DataFrame, dtype: torch.dtype) -> Callable[[slice], Tensor]:
@@ -169,8 +169,8 @@ def _prefixes(sampler: Sampler, table: pl.DataFrame, dtype: torch.dtype) -> Call
     return prefixes
 
 
-def _text_features(config: Config, name: str, content: Content, device: torch.device) -> Callable[[slice], Tensor]:
-    """rows -> (B, D) float32; the reward is loaded when it is first needed, which may be never."""
+def _text_features(config: Config, name: str, content: StoreContent, device: torch.device) -> Callable[[slice], Tensor]:
+    """rows -> (B, D) float32; the reward is loaded at the first call, which may never come."""
 
     @functools.cache
     def reward() -> Reward:
@@ -182,20 +182,20 @@ def _text_features(config: Config, name: str, content: Content, device: torch.de
     return features
 
 
-def _store_nothing(folder: Path) -> None:
-    """Say that training computes itself what would lie here; what did is removed, so that a stage's output is one thing."""
+def _write_inline_marker(folder: Path) -> None:
+    """Replace a store by a marker that training computes its rows itself (`prepare.mode: inline`)."""
     write_json(folder / INDEX, {"mode": "inline"})
     keep_only(folder, [INDEX])
 
 
-def _require_space(root: Path, contents: dict[str, Content], kinds: dict[str, Kind], shares: Shares) -> None:
-    """Raise StoreError when the disk is too small for the prefixes: now, and not after hours of work."""
+def _require_space(root: Path, contents: dict[str, StoreContent], formats: dict[str, RowFormat], work: WorkSplit) -> None:
+    """Raise StoreError when the disk is too small for the prefixes, before hours of work are spent."""
     folder = root / LATENTS
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = {split: content.size(kinds[split]) for split, content in contents.items()}
-    present = sum(min(bytes_on_disk(folder / split), size) for split, size in wanted.items())
-    aside = max(kinds[split].bytes * content.rows(0) for split, content in contents.items()) * shares.processes
-    free, needed = shutil.disk_usage(folder).free, sum(wanted.values()) - present + aside
+    sizes = {split: content.size(formats[split]) for split, content in contents.items()}
+    present = sum(min(bytes_on_disk(folder / split), size) for split, size in sizes.items())
+    replacement = max(formats[split].bytes * content.rows(0) for split, content in contents.items()) * work.world_size
+    free, needed = shutil.disk_usage(folder).free, sum(sizes.values()) - present + replacement
     if needed > free:
         rows = sum(content.table.height for content in contents.values())
         raise StoreError(
@@ -208,7 +208,7 @@ def _gigabytes(size: int) -> str:
     return f"{size / 1e9:,.1f} GB"
 
 
-def _how(made: int, shards: int) -> str:
+def _describe_reuse(made: int, shards: int) -> str:
     if made in (0, shards):
         return "computed" if made else "reused"
     return f"{made} of {shards} shards computed, the others reused"

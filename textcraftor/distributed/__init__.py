@@ -1,1 +1,1 @@
-"""Several processes: data parallel training, FSDP, and division of work."""
+"""Several processes: data parallel training, a sharded UNet (FSDP), and division of independent work."""

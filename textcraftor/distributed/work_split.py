@@ -1,4 +1,4 @@
-"""Work that several processes divide among them and that takes hours: `prepare` under `torchrun`."""
+"""Independent work items divided among the ranks, for jobs of hours: `prepare` and `evaluate` under `torchrun`."""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -12,28 +12,28 @@ from textcraftor.distributed import data_parallel
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(days=30)
-"""How long one process waits for the others. A dead one is noticed at once: its connection closes."""
+TIMEOUT = timedelta(days=30)
+"""How long a rank waits for the others. A dead rank is noticed at once: its connection closes."""
 
 
-class Shares:
-    """This process's share of the work. Without a launcher there is one process, and its share is everything."""
+class WorkSplit:
+    """Divides items among the ranks. Without a launcher there is one rank, which gets all of them."""
 
     def __init__(self) -> None:
-        self.rank, self.processes = data_parallel.rank(), data_parallel.processes()
-        # A group of its own: the default one gives up after minutes, and NCCL's would busy the GPU with waiting.
-        self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=PATIENCE)) if self.processes > 1 else None
+        self.rank, self.world_size = data_parallel.rank(), data_parallel.world_size()
+        # A separate gloo group: the default group times out after minutes, and NCCL keeps the GPU busy while waiting.
+        self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=TIMEOUT)) if self.world_size > 1 else None
 
-    def own(self, items: Sequence[T]) -> Sequence[T]:
-        """Every n-th of the items, n processes taking turns."""
-        return items[self.rank :: self.processes]
+    def items_of_rank(self, items: Sequence[T]) -> Sequence[T]:
+        """Every n-th item, beginning with this rank's number; n is the world size."""
+        return items[self.rank :: self.world_size]
 
-    def pooled(self, table: Tensor) -> Tensor:
-        """The greatest of each entry over the processes, where a process leaves 0 what it doesn't know. Everyone waits."""
+    def all_reduce_max(self, table: Tensor) -> Tensor:
+        """The largest value of each entry over the ranks, in place. Collective. Unknown entries are 0."""
         if self._group is not None:
             dist.all_reduce(table, dist.ReduceOp.MAX, group=self._group)
         return table
 
-    def wait(self) -> None:
-        """Until every process is here."""
-        self.pooled(torch.zeros(1, dtype=torch.uint8))
+    def barrier(self) -> None:
+        """Wait until every rank has reached this call."""
+        self.all_reduce_max(torch.zeros(1, dtype=torch.uint8))

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from textcraftor.distributed.work_split import Shares
+from textcraftor.distributed.work_split import WorkSplit
 
 console = Console(stderr=True)
 
@@ -22,7 +22,7 @@ class Batches:
 
     length: int
     size: int
-    shares: Shares = field(default_factory=Shares)
+    work: WorkSplit = field(default_factory=WorkSplit)
 
     @property
     def all(self) -> list[slice]:
@@ -32,8 +32,8 @@ class Batches:
     def compute(self, values: Callable[[slice], Tensor], description: str) -> Tensor:
         """(length, ...) on the CPU: values(rows) of this process's batches, 0 in the other rows."""
         table: Tensor | None = None
-        shown = Console(quiet=True) if self.shares.rank else console
-        for rows in track(self.shares.own(self.all), description, console=shown, transient=True):
+        shown = Console(quiet=True) if self.work.rank else console
+        for rows in track(self.work.items_of_rank(self.all), description, console=shown, transient=True):
             found = values(rows).cpu()
             if table is None:
                 table = found.new_zeros((self.length, *found.shape[1:]))  # untouched rows take no memory
@@ -46,11 +46,11 @@ class Batches:
     @torch.inference_mode()  # in which some tables were made, and outside of which those cannot be written to
     def collect(self, table: Tensor) -> Tensor:
         """On the first process: the table with every process's rows. The others, which must ask too, keep their own."""
-        if self.shares.processes == 1:
+        if self.work.world_size == 1:
             return table
         for rows in self.all:
             # As bytes: of each row all but one process have 0, and the greatest of each byte is that one's, bit for bit.
-            part = self.shares.pooled(table[rows].contiguous().flatten().view(torch.uint8).clone())
-            if self.shares.rank == 0:
+            part = self.work.all_reduce_max(table[rows].contiguous().flatten().view(torch.uint8).clone())
+            if self.work.rank == 0:
                 table[rows] = part.view(table.dtype).view_as(table[rows])
         return table

@@ -69,8 +69,8 @@ def measure(
     settings, report = config.evaluate, root / report_folder(model.name)
     batches = batches or Batches(rows.height, settings.batch_size)
     table, images = score(images, rows, settings, load, device, batches), batches.collect(images)
-    if batches.shares.rank > 0:
-        batches.shares.wait()
+    if batches.work.rank > 0:
+        batches.work.barrier()
         return report
     scores = Scores(
         candidate=model.name,
@@ -98,7 +98,7 @@ def measure(
     with written_aside(report) as aside:
         write_report(aside, evaluation)
         scores.write(root / scores_file(model.name))
-    batches.shares.wait()
+    batches.work.barrier()
     return report
 
 

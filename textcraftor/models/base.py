@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from textcraftor.candidate import Candidate
 from textcraftor.config import BaseConfig
-from textcraftor.distributed.fsdp import is_split
+from textcraftor.distributed.fsdp import is_sharded
 from textcraftor.errors import ConfigError, ModelError, unknown
 from textcraftor.models.conditioning import Conditioning
 from textcraftor.models.loading import ENCODERS, assemble, load_master, load_module, load_pipeline
@@ -131,7 +131,7 @@ class Base:
 
     def autocast(self, module: nn.Module) -> contextlib.AbstractContextManager[Any]:
         """Run a module with float32 weights in the base's precision: the weights, and their gradients, stay float32."""
-        if is_split(module) or next(module.parameters()).dtype == self.dtype:  # a split one is rounded as it is gathered
+        if is_sharded(module) or next(module.parameters()).dtype == self.dtype:  # a split one is rounded as it is gathered
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.dtype)
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from textcraftor.artifact import clear_aside, written_aside
 from textcraftor.distributed import data_parallel
-from textcraftor.distributed.fsdp import gathered, like
+from textcraftor.distributed.fsdp import gather_on_rank0, shard_like
 from textcraftor.errors import TrainingError
 
 
@@ -58,7 +58,7 @@ class Checkpoint:
         tensors |= {f"average.{name}": value for name, value in (average or {}).items()}
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{names[index]}.{slot}": value for slot, value in state.items()}
-        tensors = gathered(tensors)
+        tensors = gather_on_rank0(tensors)
         if data_parallel.rank() > 0:
             return
         tensors["rng"] = torch.get_rng_state()
@@ -92,9 +92,9 @@ class Checkpoint:
             return Progress()
         with torch.no_grad():
             for name, parameter in _trained(module):
-                parameter.copy_(like(tensors[f"weights.{name}"], parameter))
+                parameter.copy_(shard_like(tensors[f"weights.{name}"], parameter))
             for name, value in (average or {}).items():
-                value.copy_(like(tensors[f"average.{name}"], value))
+                value.copy_(shard_like(tensors[f"average.{name}"], value))
         state = {i: _slots(tensors, f"optimizer.{name}.", p) for i, (name, p) in enumerate(_trained(module))}
         optimizer.load_state_dict({**optimizer.state_dict(), "state": {i: slots for i, slots in state.items() if slots}})
         torch.set_rng_state(tensors["rng"])
@@ -108,4 +108,4 @@ def _trained(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
 def _slots(tensors: dict[str, Tensor], prefix: str, parameter: Tensor) -> dict[str, Tensor]:
     """AdamW's state of a parameter: the moments are split as it is, the number of steps is everyone's."""
     found = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-    return {slot: like(value, parameter) if value.shape == parameter.shape else value for slot, value in found.items()}
+    return {slot: shard_like(value, parameter) if value.shape == parameter.shape else value for slot, value in found.items()}

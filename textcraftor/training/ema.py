@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 
 class MovingAverage:
-    """average = decay * average + (1 - decay) * weights after each step, a shorter memory in the first steps.
+    """average = decay * average + (1 - decay) * weights after each step, with a smaller decay in the first steps.
 
-    decay: 0 keeps none, and everything here does nothing.
+    decay: 0 keeps no average, and every method does nothing.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
@@ -20,25 +20,25 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, steps_done: int) -> None:
-        """After step number `steps_done` (from 1). Early on the average reaches back over fewer steps."""
+        """Update after step number `steps_done` (from 1)."""
         decay = min(self.decay, steps_done / (steps_done + 9))
         for name, average in self.weights.items():
             average.lerp_(self.parameters[name], 1 - decay)
 
     @torch.no_grad()
-    def take_over(self) -> None:
-        """Put the average into the module for good."""
+    def copy_to_module(self) -> None:
+        """Overwrite the module's weights with the average."""
         for name, average in self.weights.items():
             self.parameters[name].copy_(average)
 
     @contextlib.contextmanager
-    def in_place(self) -> Iterator[None]:
-        """The module holds the average while the block runs, and its own weights again afterwards."""
-        own = {name: self.parameters[name].detach().clone() for name in self.weights}
-        self.take_over()
+    def applied(self) -> Iterator[None]:
+        """Give the module the averaged weights while the block runs, then restore its own."""
+        saved = {name: self.parameters[name].detach().clone() for name in self.weights}
+        self.copy_to_module()
         try:
             yield
         finally:
             with torch.no_grad():
-                for name, value in own.items():
+                for name, value in saved.items():
                     self.parameters[name].copy_(value)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from textcraftor.chain.sampler import Sampler
 from textcraftor.config import TuneConfig
-from textcraftor.distributed.fsdp import is_split
+from textcraftor.distributed.fsdp import is_sharded
 from textcraftor.errors import TrainingError
 from textcraftor.models.base import Base, TunedModel
 from textcraftor.models.conditioning import Conditioning
@@ -31,9 +31,9 @@ class Objective:
     tune: TuneConfig
 
     @property
-    def in_step(self) -> bool:
+    def unet_is_sharded(self) -> bool:
         """Whether the UNet is split over the processes, so that all must run it equally often, whatever they find."""
-        return is_split(self.base.pipe.unet)
+        return is_sharded(self.base.pipe.unet)
 
     def backward(self, batch: Batch, tuned: TunedModel, step: int, share: float = 1.0) -> dict[str, float]:
         """Add the gradient of `share` * loss, mean over the batch, to whatever of `tuned` is trained.
@@ -54,7 +54,7 @@ class Objective:
         conditioning.backward(cut)
         return values
 
-    def blame(self, batch: Batch, tuned: TunedModel) -> list[str]:
+    def find_nonfinite_rewards(self, batch: Batch, tuned: TunedModel) -> list[str]:
         """The rewards that are not finite, or whose gradient to the image isn't, for a message; none when it is the chain's."""
         with torch.no_grad():
             conditioning = self.base.conditioning(batch.prompts, tuned)
@@ -139,7 +139,7 @@ class Objective:
         leaf, rewards = images.requires_grad_(True), dict[str, Tensor]()
         for name in reversed(self.mix.weights):
             value = self.mix.score(name, leaf, batch.text_features, batch.rows)
-            if not self.in_step:
+            if not self.unet_is_sharded:
                 _refuse_nonfinite(name, value, batch.prompts)
             if not value.requires_grad:
                 raise TrainingError(

@@ -1,7 +1,7 @@
-"""Preemption: SIGTERM asks a run to make way. It writes its checkpoint and exits with status 75.
+"""Preemption: SIGTERM asks a run to stop. It writes its checkpoint and exits with status 75.
 
-A cluster that takes a machine back, `docker stop` and `kill` all send SIGTERM, and SIGKILL some seconds later. The run
-stops between two micro batches, so it needs no more time than one of them and a checkpoint.
+A cluster that reclaims a machine, `docker stop` and `kill` all send SIGTERM, and SIGKILL some seconds later. The run
+stops between two micro batches, so it needs no more time than one micro batch and a checkpoint.
 """
 
 import contextlib
@@ -10,26 +10,26 @@ import threading
 from collections.abc import Iterator
 
 
-class Notice:
-    """Whether SIGTERM has come."""
+class StopRequest:
+    """Whether SIGTERM has arrived."""
 
     def __init__(self) -> None:
-        self.given = False
+        self.requested = False
 
 
 @contextlib.contextmanager
-def watching() -> Iterator[Notice]:
-    """A notice that SIGTERM sets, while the block runs. Only the main thread can watch; elsewhere nothing changes."""
-    notice = Notice()
+def catch_sigterm() -> Iterator[StopRequest]:
+    """Set the yielded request on SIGTERM while the block runs. Outside the main thread signals cannot be caught: no effect."""
+    stop = StopRequest()
     if threading.current_thread() is not threading.main_thread():
-        yield notice
+        yield stop
         return
 
-    def note(signum: int, frame: object) -> None:
-        notice.given = True
+    def handle(signum: int, frame: object) -> None:
+        stop.requested = True
 
-    before = signal.signal(signal.SIGTERM, note)
+    previous = signal.signal(signal.SIGTERM, handle)
     try:
-        yield notice
+        yield stop
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)

@@ -65,10 +65,10 @@ def train_unet(config: Config, mix: str, root: Path, device: torch.device) -> Pa
     if frozen is None:
         raise ModelError("The UNet is tuned on a tuned text encoder, and the base has none. Train a mix first")
     unet: dict[str, Any] = {"unet": _trainable(base, "unet", config.train_unet)}
-    shells = {name: fsdp.hollow(module) for name, module in unet.items()}
+    meta_copies = {name: fsdp.meta_copy(module) for name, module in unet.items()}
     trainer, inputs = _trainer(config, config.train_unet, weights, root, base, replace(frozen, **unet), unet)
     record = _proof(config, config.train_unet, weights, {**inputs, **candidate.parts})
-    return _run(trainer, record, config, root, root / unet_folder(mix), unet, shells)
+    return _run(trainer, record, config, root, root / unet_folder(mix), unet, meta_copies)
 
 
 def encoder_parts(base: Base, tune: TrainConfig) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def _trainer(
     train_set, rewards = _data(config, tune, weights, root, sampler)
     unets = [base.pipe.unet, *([tuned.unet] if tuned.unet else [])]
     accelerate(sampler, [base.pipe.vae, *unets], rewards.values(), tune)
-    if fsdp.wanted(tune):
+    if fsdp.should_shard(tune):
         for unet in unets:
             fsdp.shard(unet, base.device, base.dtype)
     objective = Objective(base, sampler, RewardMix(rewards, weights), tune)
@@ -163,11 +163,11 @@ def _run(
     root: Path,
     out: Path,
     parts: dict[str, nn.Module],
-    shells: Mapping[str, nn.Module] | None = None,
+    meta_copies: Mapping[str, nn.Module] | None = None,
 ) -> Path:
     """Fit, then write the artifact whole. The state to resume from lives outside `out`, which DVC deletes first.
 
-    shells: of the parts that may be split over the processes, what puts them together again.
+    meta_copies: for the parts that may be sharded, the copies that `fsdp.unshard` loads their weights into.
     """
     facts = ["+".join(parts), {name: value for name, value in record.items() if name != "code_revision"}]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
@@ -177,7 +177,7 @@ def _run(
         shutil.rmtree(finished, ignore_errors=True)
         clear_aside(out)
     history = trainer.fit(state, key, _watched(config, root, trainer.objective.sampler))
-    parts |= {name: fsdp.filled(parts[name], shell) for name, shell in (shells or {}).items()}
+    parts |= {name: fsdp.unshard(parts[name], meta) for name, meta in (meta_copies or {}).items()}
     if data_parallel.rank() == 0:
         with written_aside(out) as aside:
             for part, module in parts.items():

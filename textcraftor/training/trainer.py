@@ -23,17 +23,17 @@ from textcraftor.artifact import written_aside
 from textcraftor.config import TuneConfig
 from textcraftor.device import is_out_of_memory
 from textcraftor.distributed import data_parallel
-from textcraftor.distributed.fsdp import is_split, whole
-from textcraftor.errors import OutOfStep, Preempted, TrainingError
+from textcraftor.distributed.fsdp import full_tensor, is_sharded
+from textcraftor.errors import Preempted, RankFailure, TrainingError
 from textcraftor.models.base import TunedModel
 from textcraftor.models.negative_embedding import NegativeEmbedding
 from textcraftor.training.checkpoint import Checkpoint, Progress
 from textcraftor.training.data import Batch, TrainSet
 from textcraftor.training.ema import MovingAverage
 from textcraftor.training.objective import Objective
-from textcraftor.training.preemption import Notice, watching
+from textcraftor.training.preemption import StopRequest, catch_sigterm
 
-FINE, ASKED_TO_STOP, OUT_OF_MEMORY, BROKEN = range(4)  # how a step went; of several processes, the worst counts
+SUCCEEDED, STOP_REQUESTED, OUT_OF_MEMORY, FAILED = range(4)  # how a step went; of several processes, the worst counts
 
 
 @dataclass
@@ -57,7 +57,7 @@ class Trainer:
         The module ends with the weights to keep: the moving average where there is one.
         Raises TrainingError before the optimiser moves when a loss or gradient is not finite, or memory does not
         suffice even for half the micro batch; Preempted after SIGTERM. A checkpoint is written before either.
-        With a split UNet a lack of memory raises OutOfStep, and what was written before is what the run resumes from.
+        With a split UNet a lack of memory raises RankFailure, and what was written before is what the run resumes from.
         """
         tune, console = self.tune, Console(stderr=True, quiet=data_parallel.rank() > 0)
         optimizer = adamw(self.module, tune, self.negative_learning_rate)
@@ -66,7 +66,7 @@ class Trainer:
         checkpoint = Checkpoint(folder / "checkpoint.safetensors", key)
         progress = checkpoint.restore(self.module, optimizer, average.weights)
         data_parallel.barrier()  # before one of them writes what the others still read
-        self._announce(console, progress)
+        self._print_run_summary(console, progress)
 
         def save() -> float:
             checkpoint.save(progress, self.module, optimizer, average.weights)
@@ -74,7 +74,7 @@ class Trainer:
 
         if progress.done == 0:
             self._grid(folder, 0, watched)
-        with Bar(console=console, transient=True) as bar, watching() as notice:
+        with Bar(console=console, transient=True) as bar, catch_sigterm() as stop:
             task = bar.add_task("training", total=tune.steps, completed=progress.done)
             saved = time.monotonic()
             while progress.done < tune.steps:
@@ -82,7 +82,7 @@ class Trainer:
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate * rate_factor(tune, step)
                 try:
-                    record = self._gradient(optimizer, progress, notice, console)
+                    record = self._gradient(optimizer, progress, stop, console)
                 except (TrainingError, Preempted):
                     save()
                     raise
@@ -94,90 +94,94 @@ class Trainer:
                     console.print(_line(progress.history[-1], tune.steps, time.monotonic() - started), highlight=False)
                 last = progress.done == tune.steps
                 if last or progress.done % tune.grid_every == 0:
-                    with average.in_place():
+                    with average.applied():
                         self._grid(folder, progress.done, watched)
                 if last or self._overdue(saved) or progress.done % tune.checkpoint_every == 0:
                     saved = save()
                 bar.advance(task)
-        average.take_over()
+        average.copy_to_module()
         data_parallel.barrier()
         return progress.history
 
     def _gradient(
-        self, optimizer: torch.optim.Optimizer, progress: Progress, notice: Notice, console: Console
+        self, optimizer: torch.optim.Optimizer, progress: Progress, stop: StopRequest, console: Console
     ) -> dict[str, float]:
         """The clipped gradient of one optimiser step, over all processes; a step that lacks memory is tried once more
         with half the micro batch and twice the accumulation."""
         while True:
             optimizer.zero_grad(set_to_none=True)
-            record, status, error = self._attempt(progress, notice)
-            worst = data_parallel.worst(status, self.objective.base.device)
-            if worst == FINE:
+            record, status, error = self._accumulate_gradients(progress, stop)
+            worst = data_parallel.max_over_ranks(status, self.objective.base.device)
+            if worst == SUCCEEDED:
                 break
-            if worst == ASKED_TO_STOP:
+            if worst == STOP_REQUESTED:
                 raise Preempted(
                     f"SIGTERM: stopped after step {progress.done}; the checkpoint is written. Run it again to resume"
                 )
-            if worst == BROKEN:
+            if worst == FAILED:
                 raise error or TrainingError("Another process stopped the run; its message says why")
             self._halve(progress, console)
         # What is split over the processes arrives averaged.
-        data_parallel.average([p.grad for p in self.module.parameters() if p.grad is not None and not is_split(p.grad)])
-        record = data_parallel.average_of(record, self.objective.base.device)
+        data_parallel.all_reduce_mean(
+            [p.grad for p in self.module.parameters() if p.grad is not None and not is_sharded(p.grad)]
+        )
+        record = data_parallel.mean_over_ranks(record, self.objective.base.device)
         clipped = [torch.nn.utils.clip_grad_norm_(group["params"], self.tune.max_grad_norm) for group in optimizer.param_groups]
-        norms = [float(whole(norm)) for norm in clipped]
+        norms = [float(full_tensor(norm)) for norm in clipped]
         if not all(map(math.isfinite, [*norms, *record.values()])):
-            raise TrainingError(self._what_broke(progress))
+            raise TrainingError(self._nonfinite_message(progress))
         return {**record, "grad_norm": math.hypot(*norms)}
 
-    def _attempt(self, progress: Progress, notice: Notice) -> tuple[dict[str, float], int, Exception | None]:
+    def _accumulate_gradients(self, progress: Progress, stop: StopRequest) -> tuple[dict[str, float], int, Exception | None]:
         """One step's gradient, summed over the micro batches of this process, and how it went."""
         try:
             totals = dict[str, float]()
             accumulation = self.tune.accumulation * progress.split
             for batch in self._batches(progress):
-                if self._asked_to_stop(notice):
-                    return {}, ASKED_TO_STOP, None
+                if self._stop_requested(stop):
+                    return {}, STOP_REQUESTED, None
                 values = self.objective.backward(batch, self.tuned, progress.done, 1 / accumulation)
                 for name, value in values.items():
                     totals[name] = totals.get(name, 0.0) + value / accumulation
-            return totals, FINE, None
+            return totals, SUCCEEDED, None
         except TrainingError as error:
-            return {}, BROKEN, error
+            return {}, FAILED, error
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            if self.objective.in_step:  # the others wait for this one inside the UNet, where no word can be had with them
-                raise OutOfStep(self._no_memory(progress)) from error
+            if (
+                self.objective.unet_is_sharded
+            ):  # the others wait for this one inside the UNet, where no word can be had with them
+                raise RankFailure(self._no_memory_message(progress)) from error
             return {}, OUT_OF_MEMORY, None
 
-    def _asked_to_stop(self, notice: Notice) -> bool:
+    def _stop_requested(self, stop: StopRequest) -> bool:
         """Whether SIGTERM has come; to any process, where all must stop at the same micro batch."""
-        if not self.objective.in_step:
-            return notice.given
-        return bool(data_parallel.worst(int(notice.given), self.objective.base.device))
+        if not self.objective.unet_is_sharded:
+            return stop.requested
+        return bool(data_parallel.max_over_ranks(int(stop.requested), self.objective.base.device))
 
     def _overdue(self, saved: float) -> bool:
         """Whether the last checkpoint is too old, by any process's clock."""
         minutes = self.tune.checkpoint_minutes
         return minutes is not None and bool(
-            data_parallel.worst(int(time.monotonic() - saved > 60 * minutes), self.objective.base.device)
+            data_parallel.max_over_ranks(int(time.monotonic() - saved > 60 * minutes), self.objective.base.device)
         )
 
     def _batches(self, progress: Progress) -> Iterator[Batch]:
         """This process's micro batches of the step; those of all processes are one stretch of the stream."""
         tune, size = self.tune, self.tune.batch_size // progress.split
         rounds = tune.accumulation * progress.split
-        total = size * rounds * data_parallel.processes()
+        total = size * rounds * data_parallel.world_size()
         positions = range(progress.done * total, (progress.done + 1) * total)
         step = self.train_set.step(positions, tune.seed, self.objective.base.device)
         for i in range(rounds):
-            yield step.batch((i * data_parallel.processes() + data_parallel.rank()) * size, size)
+            yield step.batch((i * data_parallel.world_size() + data_parallel.rank()) * size, size)
 
     def _halve(self, progress: Progress, console: Console) -> None:
         size = self.tune.batch_size
         if progress.split > 1 or size % (2 * self.train_set.images_per_prompt):
-            raise TrainingError(self._no_memory(progress))
+            raise TrainingError(self._no_memory_message(progress))
         progress.split = 2
         gc.collect()
         if torch.cuda.is_available():
@@ -188,17 +192,17 @@ class Trainer:
             highlight=False,
         )
 
-    def _no_memory(self, progress: Progress) -> str:
+    def _no_memory_message(self, progress: Progress) -> str:
         return (
             f"Step {progress.done}: no memory for a micro batch of {self.tune.batch_size // progress.split}. Lower "
             "train.batch_size and raise train.accumulation by the same factor, set train.decode_size, or "
             "train.gradient_checkpointing: true"
         )
 
-    def _what_broke(self, progress: Progress) -> str:
-        own = {name for batch in self._batches(progress) for name in self.objective.blame(batch, self.tuned)}
+    def _nonfinite_message(self, progress: Progress) -> str:
+        own = {name for batch in self._batches(progress) for name in self.objective.find_nonfinite_rewards(batch, self.tuned)}
         found = {name: float(name in own) for name in sorted(self.objective.mix.rewards)}
-        broken = [name for name, share in data_parallel.average_of(found, self.objective.base.device).items() if share]
+        broken = [name for name, share in data_parallel.mean_over_ranks(found, self.objective.base.device).items() if share]
         whose = f"of reward {', '.join(broken)}" if broken else "of the chain (every reward's own is finite)"
         return (
             f"Step {progress.done}: the gradient {whose} is not finite; nothing was updated, and the state before it is "
@@ -206,7 +210,7 @@ class Trainer:
         )
 
     def _grid(self, folder: Path, step: int, rows: tuple[Sequence[str], Tensor]) -> None:
-        if data_parallel.rank() > 0 and not self.objective.in_step:
+        if data_parallel.rank() > 0 and not self.objective.unet_is_sharded:
             return
         prompts, prefix = rows
         images = pictures.to_bytes(self.objective.sampler.generate(prompts, [], self.tuned, prefix))
@@ -215,14 +219,18 @@ class Trainer:
         with written_aside(folder / "grids" / f"step_{step:06d}.png") as aside:
             pictures.save(pictures.side_by_side(prompts, {f"step {step}": list(map(pictures.picture, images))}), aside)
 
-    def _announce(self, console: Console, progress: Progress) -> None:
+    def _print_run_summary(self, console: Console, progress: Progress) -> None:
         """The derived numbers, before the work starts."""
-        tune, sampler, workers = self.tune, self.objective.sampler, data_parallel.processes()
+        tune, sampler, workers = self.tune, self.objective.sampler, data_parallel.world_size()
         trainable = sum(p.numel() for p in self.module.parameters() if p.requires_grad)
         size, rounds = tune.batch_size // progress.split, tune.accumulation * progress.split
         spread = f" x {workers} processes" if workers > 1 else ""
         if tune.shard:
-            split = f"the UNet is split over {workers} processes" if self.objective.in_step else "one process: nothing to split"
+            split = (
+                f"the UNet is split over {workers} processes"
+                if self.objective.unet_is_sharded
+                else "one process: nothing to split"
+            )
             console.print(f"shard: {split}", highlight=False)
         variant = "" if tune.gradient == "truncated" else f" ({tune.gradient})"
         console.print(
