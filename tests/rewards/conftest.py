@@ -1,4 +1,4 @@
-"""Random tiny models in the published rewards' own formats, made once a session."""
+"""Random tiny models in the file formats of the published rewards, written once per session."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ WIDTH = 12
 
 
 def save_tokenizer(folder: Path) -> None:
-    """A word-level tokenizer whose end of text has the greatest id, as CLIP's has."""
+    """A word-level tokenizer whose end-of-text token has the greatest id, as in CLIP."""
     special = {"bos_token": "<start>", "eos_token": "<end>", "pad_token": "<pad>", "unk_token": "<unk>"}
     words = Tokenizer(WordLevel({word: index for index, word in enumerate(WORDS)}, special["unk_token"]))
     words.pre_tokenizer = Whitespace()
@@ -54,8 +54,8 @@ def vision_config() -> CLIPVisionConfig:
     )
 
 
-def enliven(model: nn.Module) -> nn.Module:
-    """Larger random weights: at the usual initialisation every image and prompt looks the same."""
+def spread_weights(model: nn.Module) -> nn.Module:
+    """Give the model larger random weights: with the usual ones all images and prompts have nearly equal embeddings."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
@@ -91,7 +91,7 @@ def pickscore_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         projection_dim=WIDTH,
         logit_scale_init_value=4.6,
     )
-    enliven(CLIPModel(config)).save_pretrained(folder)
+    spread_weights(CLIPModel(config)).save_pretrained(folder)
     CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size=SIZE).save_pretrained(folder)
     save_tokenizer(folder)
     return folder
@@ -99,7 +99,7 @@ def pickscore_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def openclip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An open_clip "local-dir" model, weights in half precision as shipped."""
+    """An open_clip "local-dir" model with half-precision weights, as the tiny rewards have."""
     torch.manual_seed(2)
     folder = tmp_path_factory.mktemp("openclip")
     model_config = {
@@ -117,7 +117,7 @@ def openclip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3]}
     config = {"model_cfg": model_config, "preprocess_cfg": settings}
     (folder / "open_clip_config.json").write_text(json.dumps(config))
-    model = enliven(open_clip.CLIP(**model_config)).half()
+    model = spread_weights(open_clip.CLIP(**model_config)).half()
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
     save_tokenizer(folder)
     return folder
@@ -125,16 +125,16 @@ def openclip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def aesthetic_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A transformers image tower and LAION's linear stack on it."""
+    """A transformers image tower and LAION's linear head."""
     torch.manual_seed(3)
     folder = tmp_path_factory.mktemp("aesthetic")
-    enliven(CLIPVisionModelWithProjection(vision_config())).save_pretrained(folder)
+    spread_weights(CLIPVisionModelWithProjection(vision_config())).save_pretrained(folder)
     save_file(head_layers(WIDTH), folder / "head.safetensors")
     return folder
 
 
 def head_layers(width: int) -> dict[str, Tensor]:
-    """A random linear stack width-1024-128-64-16-1 under LAION's keys."""
+    """Random linear layers width-1024-128-64-16-1 under LAION's keys."""
     layers = {}
     for index, (fan_in, fan_out) in zip(
         (0, 2, 4, 6, 7), ((width, 1024), (1024, 128), (128, 64), (64, 16), (16, 1)), strict=True
@@ -147,15 +147,15 @@ def head_layers(width: int) -> dict[str, Tensor]:
 
 @pytest.fixture
 def images() -> Tensor:
-    """Three smooth random images of whole bytes, larger than the towers and not square: (3, 3, 40, 32)."""
+    """Three smooth random images, multiples of 1/255, larger than the towers' input and not square: (3, 3, 40, 32)."""
     coarse = torch.rand(3, 3, 6, 5)
     smooth = nn.functional.interpolate(coarse, (40, 32), mode="bilinear", align_corners=True)
     return (smooth * 255).round() / 255
 
 
 @pytest.fixture
-def pictures(images: Tensor) -> list[Image.Image]:
-    """The same images for PIL."""
+def pil_images(images: Tensor) -> list[Image.Image]:
+    """The same images as PIL images."""
     return [Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy()) for image in images]
 
 
@@ -188,7 +188,7 @@ BLIP_WIDTH, BLIP_BLOCKS, BLIP_PATCH = 128, 2, 4
 
 
 def blip_shapes() -> dict[str, tuple[int, ...]]:
-    """Every tensor of a small ImageReward under the published file's key, written down from its layout."""
+    """Shapes of all tensors of a small ImageReward, by their keys in the published file."""
     width, hidden, text, wide = BLIP_WIDTH, 4 * BLIP_WIDTH, MED["hidden_size"], MED["intermediate_size"]
     shapes: dict[str, tuple[int, ...]] = {}
 
@@ -233,7 +233,7 @@ def blip_shapes() -> dict[str, tuple[int, ...]]:
 
 
 def save_bert_tokenizer(folder: Path) -> None:
-    """BERT's tokenizer as bert-base-uncased has it, without the two tokens that BLIP adds."""
+    """A tokenizer like that of bert-base-uncased, without the two tokens that BLIP adds."""
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     vocabulary = {word: index for index, word in enumerate(BERT_WORDS)}
     words = Tokenizer(WordPiece(vocabulary, unk_token=names["unk_token"]))
@@ -245,7 +245,7 @@ def save_bert_tokenizer(folder: Path) -> None:
 
 @pytest.fixture(scope="session")
 def imagereward_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """ImageReward.pt and med_config.json as published, only small, with BERT's tokenizer beside them."""
+    """A small ImageReward.pt with med_config.json and BERT's tokenizer in the same folder."""
     torch.manual_seed(4)
     folder = tmp_path_factory.mktemp("imagereward")
     state = {}

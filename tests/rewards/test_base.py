@@ -1,4 +1,4 @@
-"""What holds for every reward, whatever its kind."""
+"""Properties of every kind of reward."""
 
 import logging
 import warnings
@@ -28,21 +28,21 @@ def configs(pickscore_folder, openclip_folder, aesthetic_folder, imagereward_fol
 
 @pytest.fixture
 def prompts(request, prompts) -> list[str]:
-    """Three prompts, but for the reward that compares images of one prompt: one prompt, three times."""
-    alike = "diversity" in request.node.callspec.params.values() if hasattr(request.node, "callspec") else False
-    return prompts[:1] * 3 if alike else prompts
+    """Three prompts; for `diversity`, which compares images of one prompt, one prompt three times."""
+    repeat = "diversity" in request.node.callspec.params.values() if hasattr(request.node, "callspec") else False
+    return prompts[:1] * 3 if repeat else prompts
 
 
-@pytest.fixture(params=sorted(KINDS.keys() - {"vae"}))  # which scores nothing: test_autoencoder.py
+@pytest.fixture(params=sorted(KINDS.keys() - {"vae"}))  # kind vae cannot score: see test_autoencoder.py
 def reward(request, configs) -> Reward:
     return load_reward(request.param, configs[request.param])
 
 
-def test_declares_what_it_is(reward, configs):
+def test_attributes_are_declared(reward, configs):
     assert reward.name in KINDS
     assert reward.version and reward.licence == "MIT" and reward.resolution == (0 if reward.name == "detail" else 16)
     if reward.name in ("imagereward", "contrast"):
-        assert reward.range is None  # about N(0, 1); a log-probability: nothing bounds them
+        assert reward.range is None  # unbounded
     else:
         low, high = reward.range
         assert low < high
@@ -79,8 +79,8 @@ def test_gradient_agrees_with_finite_differences(reward, images, prompts):
         assert numeric.item() == pytest.approx((gradient * step).sum().item(), rel=0.02)
 
 
-def test_an_image_meets_its_own_prompt_only(reward, images, prompts):
-    """The published TextCraftor code averages every image against every prompt of the batch."""
+def test_an_image_is_scored_with_its_own_prompt_only(reward, images, prompts):
+    """The published TextCraftor code averages over all pairs of images and prompts of the batch."""
     if reward.name == "diversity":
         prompts = [prompts[0], prompts[0], "blue"]
         images = torch.cat([images, images[2:].flip(2)])
@@ -89,7 +89,7 @@ def test_an_image_meets_its_own_prompt_only(reward, images, prompts):
     else:
         score = reward.score(images, reward.text_features(prompts))
         others = reward.text_features([prompts[0], "big", "circle circle"])
-    if reward.name == "contrast":  # the others' prompts are what it is held against
+    if reward.name == "contrast":  # the other prompts are its negatives
         assert reward.score(images, others)[0] != score[0]
         return
     torch.testing.assert_close(reward.score(images, others)[0], score[0], rtol=1e-5, atol=1e-4)
@@ -100,7 +100,7 @@ def test_image_features_are_unit_vectors(reward, images):
     torch.testing.assert_close(reward.image_features(images).norm(dim=-1), torch.ones(3))
 
 
-def test_batches_must_agree(reward, images, prompts):
+def test_different_batch_sizes_are_rejected(reward, images, prompts):
     features = reward.text_features(prompts)
     for wrong in (features[:2], features[0]):
         with pytest.raises(RewardError, match="3 images but text features of shape"):
@@ -108,8 +108,8 @@ def test_batches_must_agree(reward, images, prompts):
 
 
 @pytest.mark.parametrize("kind", ["clip", "pickscore"])
-def test_text_features_of_another_reward_are_refused(configs, images, kind):
-    with pytest.raises(RewardError, match="text features are 5 wide, image features 12"):
+def test_text_features_of_another_reward_are_rejected(configs, images, kind):
+    with pytest.raises(RewardError, match="text features are 5 wide instead of 12"):
         load_reward(kind, configs[kind]).score(images, torch.zeros(3, 5))
 
 
@@ -120,15 +120,15 @@ def test_prompts_must_be_a_list_of_strings(reward):
         reward.text_features([])
 
 
-def test_any_unicode_is_a_prompt(reward):
+def test_any_unicode_prompt_is_encoded(reward):
     prompts = ["", "赤い円", "\U0001f534", "e\u0301\u202e\x00", " \n\t"]
     features = reward.text_features(prompts)
     assert len(features) == len(prompts) and features.isfinite().all()
     assert 0 <= reward.truncated(prompts) <= len(prompts)
 
 
-def test_loading_says_nothing_and_leaves_logging_alone(configs, monkeypatch, capfd):
-    monkeypatch.setattr(logging.root, "handlers", [])  # else pytest's own would keep the libraries from adding theirs
+def test_loading_prints_nothing_and_does_not_configure_logging(configs, monkeypatch, capfd):
+    monkeypatch.setattr(logging.root, "handlers", [])  # with pytest's handler the libraries would not add theirs
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for name, config in configs.items():
@@ -137,7 +137,7 @@ def test_loading_says_nothing_and_leaves_logging_alone(configs, monkeypatch, cap
     assert not logging.root.handlers and not logging.root.manager.disable
 
 
-def test_loading_restores_logging_after_a_fault(tmp_path):
+def test_loading_restores_logging_after_an_error(tmp_path):
     level = logging.root.manager.disable
     with pytest.raises(Exception, match="does not exist"):
         load_reward("clip", RewardConfig(kind="clip", path="no/where"))

@@ -1,3 +1,5 @@
+"""The contrastive reward: log-probability of an image's own prompt among the prompts of the batch."""
+
 import pytest
 import torch
 
@@ -20,12 +22,12 @@ def test_the_score_is_the_log_probability_of_its_own_prompt(contrast, openclip_f
     assert contrast.score(images, contrast.text_features(prompts)).tolist() == pytest.approx(expected.tolist(), abs=1e-5)
 
 
-def test_what_suits_every_prompt_alike_is_worth_nothing(contrast, images, prompts):
-    one = contrast.text_features([prompts[0]] * len(images))
-    assert contrast.score(images, one).tolist() == pytest.approx([-torch.tensor(len(images)).log().item()] * len(images))
+def test_equal_prompts_share_the_probability(contrast, images, prompts):
+    equal = contrast.text_features([prompts[0]] * len(images))
+    assert contrast.score(images, equal).tolist() == pytest.approx([-torch.tensor(len(images)).log().item()] * len(images))
 
 
-def test_the_gradient_reaches_the_images_and_no_tower(contrast, images, prompts):
+def test_the_gradient_reaches_the_images_but_no_parameter(contrast, images, prompts):
     images = images.clone().requires_grad_(True)
     contrast.score(images, contrast.text_features(prompts)).sum().backward()
     assert images.grad is not None
@@ -33,14 +35,14 @@ def test_the_gradient_reaches_the_images_and_no_tower(contrast, images, prompts)
     assert all(parameter.grad is None for parameter in contrast.parameters())
 
 
-def test_it_needs_a_prompt_for_each_image(contrast, images, prompts):
+def test_fewer_prompts_than_images_are_rejected(contrast, images, prompts):
     with pytest.raises(RewardError, match="one row for each image"):
         contrast.score(images, contrast.text_features(prompts)[:1])
 
 
-def test_a_batch_scored_in_parts_meets_all_its_prompts(contrast, images, prompts):
+def test_a_batch_scored_in_parts_gives_the_scores_of_the_batch(contrast, images, prompts):
     features = contrast.text_features(prompts)
-    whole = contrast.score(images, features)
+    together = contrast.score(images, features)
     parts = [contrast.score_rows(images[rows], features, rows) for rows in (slice(0, 1), slice(1, len(images)))]
-    torch.testing.assert_close(torch.cat(parts), whole)
-    assert not torch.allclose(contrast.score(images[:2], features[:2]), whole[:2])
+    torch.testing.assert_close(torch.cat(parts), together)
+    assert not torch.allclose(contrast.score(images[:2], features[:2]), together[:2])

@@ -1,4 +1,4 @@
-"""Detail: the documented formula, and that neither noise nor flatness wins."""
+"""Detail: the documented formula; noisy and flat images score worse than natural ones."""
 
 import math
 
@@ -11,7 +11,7 @@ from textcraftor.config import RewardConfig
 from textcraftor.errors import RewardError
 from textcraftor.rewards import Reward, load_reward
 
-NONE = torch.empty(1, 0)
+NO_TEXT = torch.empty(1, 0)
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def reward() -> Reward:
 
 
 def natural(size: int, contrast: float = 0.05) -> Tensor:
-    """A picture with equal contrast in every octave, as natural images have: amplitude 1/f, random phases."""
+    """An image with equal contrast in every octave, like natural ones: amplitude 1/f, random phases."""
     frequency = torch.hypot(torch.fft.fftfreq(size)[:, None], torch.fft.fftfreq(size)[None])
     spectrum = torch.fft.fft2(torch.randn(size, size)) / frequency.clamp(min=1 / size)
     grey = torch.fft.ifft2(spectrum).real
@@ -28,19 +28,19 @@ def natural(size: int, contrast: float = 0.05) -> Tensor:
     return (0.5 + (grey - grey.mean()) * contrast / octave).expand(1, 3, -1, -1)
 
 
-def in_numpy(image: Tensor, target: float) -> float:
-    """The docstring's formula, in double precision by numpy."""
+def numpy_score(image: Tensor, target: float) -> float:
+    """The documented formula in numpy, in double precision."""
     luminance = np.einsum("chw,c->hw", image.double().numpy(), [0.299, 0.587, 0.114])
     height, width = luminance.shape
     window = np.outer(np.hanning(height + 2)[1:-1], np.hanning(width + 2)[1:-1])
     mean = np.average(luminance, weights=window)
     power = np.abs(np.fft.fft2(window * (luminance - mean))) ** 2 / (height * width * (window**2).sum())
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None])
-    off = []
+    deviations = []
     for low, high in ((1 / 4, 9), (1 / 8, 1 / 4), (1 / 16, 1 / 8), (1 / 32, 1 / 16)):
         contrast = math.sqrt(power[(frequency >= low) & (frequency < high)].sum() + 1e-6)
-        off.append(math.sqrt(1 + math.log2(contrast / target) ** 2))
-    return 1 - sum(off) / 4
+        deviations.append(math.sqrt(1 + math.log2(contrast / target) ** 2))
+    return 1 - sum(deviations) / 4
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (48, 80), (33, 32)])
@@ -49,7 +49,7 @@ def test_score_is_the_documented_formula(shape, target):
     reward = load_reward("detail", RewardConfig(kind="detail", target=target))
     images = torch.rand(3, 3, *shape)
     score = reward.score(images, torch.empty(3, 0))
-    assert score.tolist() == pytest.approx([in_numpy(image, target) for image in images], abs=1e-4)
+    assert score.tolist() == pytest.approx([numpy_score(image, target) for image in images], abs=1e-4)
 
 
 def test_a_grating_has_its_contrast_in_its_octave(reward):
@@ -61,47 +61,47 @@ def test_a_grating_has_its_contrast_in_its_octave(reward):
         assert contrasts.argmax() == octave and contrasts.sum() - contrasts[octave] < 0.01
 
 
-def test_noise_does_not_win(reward):
-    """At no strength, and not by being laid over a good picture; nor does a flat or an over-sharp picture."""
+def test_noisy_flat_and_oversharp_images_score_lower(reward):
+    """Noise alone at any strength, noise added to a good image, a flat image, an over-sharp one."""
     for size in (64, 256):
         picture = natural(size)
-        best = reward.score(picture, NONE).item()
+        best = reward.score(picture, NO_TEXT).item()
         assert best > -0.15
         strengths = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
         noises = [(0.5 + strength * torch.randn(1, 3, size, size)).clamp(0, 1) for strength in strengths]
-        assert max(reward.score(noise, NONE).item() for noise in noises) < best - 0.2
-        assert reward.score(picture + 0.15 * torch.randn(1, 3, size, size), NONE) < best - 0.05
-        assert reward.score(torch.full((1, 3, size, size), 0.5), NONE) < best - 3
-        assert reward.score(natural(size, 0.4), NONE) < best - 1
+        assert max(reward.score(noise, NO_TEXT).item() for noise in noises) < best - 0.2
+        assert reward.score(picture + 0.15 * torch.randn(1, 3, size, size), NO_TEXT) < best - 0.05
+        assert reward.score(torch.full((1, 3, size, size), 0.5), NO_TEXT) < best - 3
+        assert reward.score(natural(size, 0.4), NO_TEXT) < best - 1
 
 
-def test_the_gradient_adds_detail_to_a_soft_picture(reward):
+def test_the_gradient_adds_detail_to_a_blurred_image(reward):
     picture = torch.nn.functional.avg_pool2d(natural(64), 5, stride=1, padding=2, count_include_pad=False)
     images = picture.clone().requires_grad_()
-    before = reward.score(images, NONE)
+    before = reward.score(images, NO_TEXT)
     before.sum().backward()
     moved = (images + 0.002 * images.grad / images.grad.abs().max()).detach()
-    assert reward.score(moved, NONE) > before
+    assert reward.score(moved, NO_TEXT) > before
     assert (reward.contrasts(moved)[0, 0] > reward.contrasts(picture)[0, 0]).item()
 
 
-def test_a_flat_picture_has_a_finite_gradient(reward):
+def test_a_flat_image_has_a_finite_gradient(reward):
     images = torch.full((1, 3, 40, 40), 0.5, requires_grad=True)
-    reward.score(images, NONE).sum().backward()
+    reward.score(images, NO_TEXT).sum().backward()
     assert images.grad.isfinite().all()
 
 
-def test_the_bounds_hold(reward):
+def test_scores_stay_in_the_declared_range(reward):
     low, high = reward.range
     extremes = [torch.zeros(1, 3, 64, 64), torch.rand(1, 3, 64, 64).round(), natural(64, 0.4).clamp(0, 1)]
-    assert all(low - 1e-5 <= reward.score(image, NONE).item() <= high for image in extremes)
+    assert all(low - 1e-5 <= reward.score(image, NO_TEXT).item() <= high for image in extremes)
 
 
 def test_low_precision_images_are_measured_in_float32(reward):
     images = torch.rand(1, 3, 40, 40).bfloat16()
-    assert torch.equal(reward.score(images, NONE), reward.score(images.float(), NONE))
+    assert torch.equal(reward.score(images, NO_TEXT), reward.score(images.float(), NO_TEXT))
 
 
-def test_images_too_small_for_four_octaves_are_refused(reward):
+def test_images_too_small_for_four_octaves_are_rejected(reward):
     with pytest.raises(RewardError, match="needs images of 32 px or more, got 40x31"):
-        reward.score(torch.rand(1, 3, 40, 31), NONE)
+        reward.score(torch.rand(1, 3, 40, 31), NO_TEXT)

@@ -1,4 +1,4 @@
-"""Finding a reward's class: our kinds, entry points, dotted paths."""
+"""Finding the class of a reward: built-in kinds, entry points, dotted paths."""
 
 import sys
 from importlib.metadata import EntryPoint
@@ -12,7 +12,7 @@ from textcraftor.config import RewardConfig
 from textcraftor.errors import ModelError, RewardError
 from textcraftor.rewards import RewardMix, load_reward, load_rewards
 
-INSTALLED = Path(__file__).parent / "plugin"  # a third party's package and its metadata, as pip leaves them
+INSTALLED = Path(__file__).parent / "plugin"  # a third party's package with its metadata, as pip installs it
 
 
 @pytest.fixture(autouse=True)
@@ -33,17 +33,17 @@ def check(reward) -> None:
     assert reward.device == torch.device("cpu")
 
 
-def test_a_class_by_its_dotted_path():
+def test_a_dotted_path_names_a_class():
     check(load_reward("mine", RewardConfig(kind="vivid_reward:Vivid")))
 
 
-def test_a_class_by_the_entry_point_of_an_installed_package():
+def test_an_entry_point_of_an_installed_package_names_a_class():
     check(load_reward("mine", RewardConfig(kind="vivid")))
     with pytest.raises(RewardError, match=r"Known: .*vivid.* Did you mean 'vivid'"):
         load_reward("mine", RewardConfig(kind="vivd"))
 
 
-def test_a_profile_names_it_like_our_own(tmp_path):
+def test_a_profile_uses_an_entry_point_like_a_built_in_kind(tmp_path):
     params = tmp_path / "params.yaml"
     params.write_text("profile: tiny\nrewards: {mine: {kind: vivid}}\nmix: {balanced: {mine: 2}}\n")
     run = configuration.load(params)
@@ -51,14 +51,14 @@ def test_a_profile_names_it_like_our_own(tmp_path):
     check(load_rewards(run.rewards, ["mine"])["mine"])
 
 
-def test_our_own_kinds_cannot_be_taken_over(monkeypatch):
+def test_an_entry_point_cannot_replace_a_built_in_kind(monkeypatch):
     point = EntryPoint("clip", "vivid_reward:Vivid", "textcraftor.rewards")
     monkeypatch.setattr("textcraftor.rewards.load.entry_points", lambda group: [point])
     with pytest.raises(ModelError, match="open_clip"):
         load_reward("mine", RewardConfig(kind="clip"))
 
 
-def test_the_towers_dtype_is_the_profiles_unless_said_otherwise():
+def test_dtype_defaults_to_the_profiles():
     assert load_reward("mine", RewardConfig(kind="vivid")).dtype == torch.float32
     low = RewardConfig(kind="vivid", dtype="bfloat16")
     assert load_reward("mine", low).dtype == torch.bfloat16
@@ -74,12 +74,12 @@ def test_the_towers_dtype_is_the_profiles_unless_said_otherwise():
         ("vivid_reward:Tensor", "is not a subclass of"),
     ],
 )
-def test_kinds_that_name_no_reward(kind, message):
+def test_unknown_kinds_are_rejected(kind, message):
     with pytest.raises(RewardError, match=message):
         load_reward("red", RewardConfig(kind=kind))
 
 
-def test_load_rewards_loads_each_name_once_and_checks_names_first():
+def test_load_rewards_loads_each_name_once_and_checks_all_names_first():
     configs = {"red": RewardConfig(kind="vivid_reward:Vivid")}
     assert list(load_rewards(configs, ["red", "red"])) == ["red"]
     with pytest.raises(RewardError, match=r"Unknown reward 'rad'. Known: bad, red. Did you mean 'red'"):

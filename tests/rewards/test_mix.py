@@ -1,4 +1,4 @@
-"""The mix: plain arithmetic on rewards, and the names it refuses."""
+"""The mix: a weighted sum of rewards, and the weights that it rejects."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from textcraftor.rewards import Reward, RewardMix
 
 
 class Brightness(Reward):
-    """The mean of the images, times the prompt's length."""
+    """Mean brightness of the image times the length of its prompt."""
 
     resolution = 8
     calls = 0
@@ -57,12 +57,12 @@ def test_unknown_names_list_the_known_ones(rewards):
 
 
 @pytest.mark.parametrize("weights", [{}, {"one": 0.0}, {"one": float("nan")}, {"one": float("inf")}])
-def test_weights_that_reward_nothing_are_refused(rewards, weights):
+def test_zero_or_non_finite_weights_are_rejected(rewards, weights):
     with pytest.raises(RewardError, match=r"weight"):
         RewardMix(rewards, weights)
 
 
-def test_missing_text_features_are_named(rewards):
+def test_missing_text_features_are_reported(rewards):
     mix = RewardMix(rewards, {"one": 1.0, "two": 1.0})
     with pytest.raises(RewardError, match="No text features for two; got those of: one"):
         mix(torch.rand(1, 3, 4, 4), {"one": torch.ones(1, 1)})

@@ -1,4 +1,4 @@
-"""The CLIP constraint and HPSv2 against open_clip's own loader, preprocessing and model."""
+"""The CLIP constraint and HPSv2 compared with open_clip's own loader, preprocessing and model."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ def reward(openclip_folder: Path) -> Reward:
 
 @pytest.fixture
 def architecture(tmp_path, monkeypatch) -> str:
-    """A tiny architecture on open_clip's own list, with its default tokenizer."""
+    """The name of a tiny architecture registered with open_clip, with open_clip's default tokenizer."""
     config = {
         "embed_dim": 12,
         "vision_cfg": {"image_size": 16, "layers": 1, "width": 16, "head_width": 8, "patch_size": 4},
@@ -35,16 +35,16 @@ def architecture(tmp_path, monkeypatch) -> str:
     return "tiny-arch"
 
 
-def test_score_is_the_diagonal_cosine_of_open_clip(reward, openclip_folder, images, pictures, prompts):
+def test_score_is_the_diagonal_cosine_of_open_clip(reward, openclip_folder, images, pil_images, prompts):
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{openclip_folder}")
-    pixels = torch.stack([preprocess(picture) for picture in pictures])
+    pixels = torch.stack([preprocess(picture) for picture in pil_images])
     assert reward.preprocess(images).sub(pixels).abs().max() < 0.03  # a uint8 step is about 0.02 here
     tokens = open_clip.get_tokenizer(f"local-dir:{openclip_folder}")(prompts)
     with torch.no_grad():
         image_features = model.encode_image(reward.preprocess(images), normalize=True)
         expected = (image_features @ model.encode_text(tokens, normalize=True).T).diagonal()
     torch.testing.assert_close(reward.score(images, reward.text_features(prompts)), expected, rtol=1e-5, atol=1e-5)
-    assert expected.std() > 0.02  # the random model tells the pairs apart
+    assert expected.std() > 0.02  # the random model's scores differ
 
 
 def test_preprocess_settings_of_the_folder_are_used(reward):
@@ -53,23 +53,23 @@ def test_preprocess_settings_of_the_folder_are_used(reward):
 
 
 @pytest.mark.parametrize("prefix", ["", "local-dir:"])
-def test_a_folder_by_either_spelling(openclip_folder, prefix, prompts):
+def test_a_folder_may_have_the_local_dir_prefix(openclip_folder, prefix, prompts):
     reward = load_reward("clip", RewardConfig(kind="clip", path=f"{prefix}{openclip_folder}"))
     assert reward.text_features(prompts).shape == (3, 12)
 
 
-def test_half_precision_on_disk_computes_in_float32(reward, images, prompts):
+def test_half_precision_weights_are_loaded_as_float32(reward, images, prompts):
     assert {p.dtype for p in reward.parameters()} == {torch.float32}
     assert reward.score(images, reward.text_features(prompts)).dtype == torch.float32
 
 
-def test_long_prompts_are_cut_and_counted(reward):
+def test_long_prompts_are_truncated_and_counted(reward):
     long = " ".join(["red"] * 20)
     assert reward.truncated([long, " ".join(["red"] * 6)]) == 1  # six words, start and end fill the context of 8
     torch.testing.assert_close(reward.text_features([long]), reward.text_features([" ".join(["red"] * 6)]))
 
 
-def test_dropped_text_tower_still_scores(reward, images, prompts):
+def test_scoring_works_without_the_text_tower(reward, images, prompts):
     features = reward.text_features(prompts)
     before = reward.score(images, features)
     parameters = sum(p.numel() for p in reward.parameters())
@@ -80,7 +80,7 @@ def test_dropped_text_tower_still_scores(reward, images, prompts):
         reward.text_features(prompts)
 
 
-def test_hpsv2_is_the_cosine_without_scale_and_carries_its_version(reward, openclip_folder, images, prompts):
+def test_hpsv2_is_the_cosine_without_scale_and_has_its_version(reward, openclip_folder, images, prompts):
     hpsv2 = load_reward("hpsv2", RewardConfig(kind="hpsv2", path=str(openclip_folder), version="2.1"))
     features = reward.text_features(prompts)
     assert torch.equal(hpsv2.score(images, features), reward.score(images, features))
@@ -88,7 +88,7 @@ def test_hpsv2_is_the_cosine_without_scale_and_carries_its_version(reward, openc
 
 
 @pytest.mark.parametrize("version", ["", "2", "2.2"])
-def test_hpsv2_without_a_known_version_is_refused(openclip_folder, version):
+def test_hpsv2_without_a_known_version_is_rejected(openclip_folder, version):
     with pytest.raises(RewardError, match=r"Known: 2\.0, 2\.1, tiny.*Set rewards\.hps\.version"):
         load_reward("hps", RewardConfig(kind="hpsv2", path=str(openclip_folder), version=version))
 
@@ -161,7 +161,7 @@ def unexpected(state):
     state["surplus"] = torch.zeros(2)
 
 
-def stretched(state):
+def other_context_length(state):
     state["positional_embedding"] = torch.zeros(11, 16)  # open_clip's own loader would interpolate this
 
 
@@ -170,10 +170,10 @@ def stretched(state):
     [
         (missing, "missing keys: ln_final.weight"),
         (unexpected, "unexpected keys: surplus"),
-        (stretched, r"mismatched keys: positional_embedding is \(11, 16\) instead of \(8, 16\)"),
+        (other_context_length, r"mismatched keys: positional_embedding is \(11, 16\) instead of \(8, 16\)"),
     ],
 )
-def test_weights_never_load_in_part(openclip_folder, tmp_path, change, named):
+def test_weights_that_do_not_fit_are_rejected(openclip_folder, tmp_path, change, named):
     folder = shutil.copytree(openclip_folder, tmp_path / "damaged")
     state = load_file(folder / "open_clip_model.safetensors")
     change(state)
@@ -182,7 +182,7 @@ def test_weights_never_load_in_part(openclip_folder, tmp_path, change, named):
         load_reward("clip", RewardConfig(kind="clip", path=str(folder)))
 
 
-def test_truncated_weights_are_refused_in_one_line(openclip_folder, tmp_path):
+def test_truncated_weights_are_reported_in_one_line(openclip_folder, tmp_path):
     folder = shutil.copytree(openclip_folder, tmp_path / "cut")
     weights = (folder / "open_clip_model.safetensors").read_bytes()
     (folder / "open_clip_model.safetensors").write_bytes(weights[:-100])
@@ -191,7 +191,7 @@ def test_truncated_weights_are_refused_in_one_line(openclip_folder, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_end_of_text_must_be_where_the_model_pools(openclip_folder, tmp_path):
+def test_end_of_text_must_have_the_greatest_token_id(openclip_folder, tmp_path):
     folder = shutil.copytree(openclip_folder, tmp_path / "foreign")
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     tokenizer["model"]["vocab"]["zebra"] = 10
@@ -200,7 +200,7 @@ def test_end_of_text_must_be_where_the_model_pools(openclip_folder, tmp_path):
         load_reward("clip", RewardConfig(kind="clip", path=str(folder)))
 
 
-def test_contrast_is_clips_own_training_loss(openclip_folder, images, prompts):
+def test_contrast_is_clips_training_loss(openclip_folder, images, prompts):
     reward = load_reward("contrast", RewardConfig(kind="contrast", path=str(openclip_folder)))
     model = open_clip.create_model(f"local-dir:{openclip_folder}", precision="fp32").eval()
     tokens = open_clip.get_tokenizer(f"local-dir:{openclip_folder}")(prompts)

@@ -1,4 +1,4 @@
-"""PickScore against transformers' own processor and model."""
+"""PickScore compared with transformers' own processor and model."""
 
 import json
 import shutil
@@ -33,16 +33,16 @@ def test_score_is_the_diagonal_of_the_models_own_logits(reward, pickscore_folder
     expected = reference(pickscore_folder, reward.preprocess(images), prompts)
     score = reward.score(images, reward.text_features(prompts))
     torch.testing.assert_close(score, expected, rtol=1e-5, atol=1e-4)
-    assert expected.std() > 0.5  # the random model tells the pairs apart, so the comparison means something
+    assert expected.std() > 0.5  # the random model's scores differ
 
 
-def test_pixels_match_the_models_own_processor(reward, pickscore_folder, images, pictures):
+def test_pixels_match_the_models_own_processor(reward, pickscore_folder, images, pil_images):
     processor = CLIPImageProcessor.from_pretrained(pickscore_folder)
-    expected = processor(pictures, return_tensors="pt").pixel_values
+    expected = processor(pil_images, return_tensors="pt").pixel_values
     assert reward.preprocess(images).sub(expected).abs().max() < 0.02  # a uint8 step is about 0.015
 
 
-def test_only_the_diagonal(reward, images, prompts):
+def test_scores_do_not_depend_on_the_batch(reward, images, prompts):
     features = reward.text_features(prompts)
     together = reward.score(images, features)
     alone = torch.cat([reward.score(images[i : i + 1], features[i : i + 1]) for i in range(3)])
@@ -62,7 +62,7 @@ def test_scale_is_exact_in_half_precision(pickscore_folder):
     assert reward.range == (-reward.scale, reward.scale)
 
 
-def test_low_precision_towers_give_float32_scores_near_the_full_ones(reward, pickscore_folder, images, prompts):
+def test_bfloat16_towers_give_float32_scores(reward, pickscore_folder, images, prompts):
     config = RewardConfig(kind="pickscore", path=str(pickscore_folder))
     low = load_reward("pickscore", config, dtype="bfloat16")
     score = low.score(images, low.text_features(prompts))
@@ -70,26 +70,26 @@ def test_low_precision_towers_give_float32_scores_near_the_full_ones(reward, pic
     torch.testing.assert_close(score, reward.score(images, reward.text_features(prompts)), rtol=0, atol=2.0)
 
 
-def test_long_prompts_are_cut_and_counted(reward):
+def test_long_prompts_are_truncated_and_counted(reward):
     long = " ".join(["red"] * 20)
     assert reward.truncated([long, " ".join(["red"] * 6)]) == 1  # six words, start and end fill the context of 8
     cut = " ".join(["red"] * 6)  # the context of 8 less start and end
     torch.testing.assert_close(reward.text_features([long]), reward.text_features([cut]))
 
 
-def test_dropped_text_tower_still_scores(reward, images, prompts):
+def test_scoring_works_without_the_text_tower(reward, images, prompts):
     features = reward.text_features(prompts)
     before = reward.score(images, features)
     parameters = sum(p.numel() for p in reward.parameters())
     reward.drop_text_tower()
-    reward.drop_text_tower()  # twice is no fault
+    reward.drop_text_tower()  # idempotent
     assert sum(p.numel() for p in reward.parameters()) < 0.7 * parameters
     assert torch.equal(reward.score(images, features), before)
     with pytest.raises(RewardError, match="text tower was dropped"):
         reward.text_features(prompts)
 
 
-def test_a_tokenizer_elsewhere(pickscore_folder, tmp_path, prompts):
+def test_the_tokenizer_may_be_in_another_folder(pickscore_folder, tmp_path, prompts):
     bare = shutil.copytree(pickscore_folder, tmp_path / "bare")
     for file in bare.glob("tokenizer*"):
         file.unlink()
@@ -99,7 +99,7 @@ def test_a_tokenizer_elsewhere(pickscore_folder, tmp_path, prompts):
     assert load_reward("pickscore", config).text_features(prompts).shape == (3, 12)
 
 
-def test_foreign_tokenizer_is_refused(pickscore_folder, tmp_path):
+def test_the_tokenizer_of_another_model_is_rejected(pickscore_folder, tmp_path):
     foreign = shutil.copytree(pickscore_folder, tmp_path / "foreign")
     config = json.loads((foreign / "config.json").read_text())
     config["text_config"]["eos_token_id"] = 4
@@ -136,13 +136,13 @@ def misshaped(state):
         (misshaped, r"mismatched keys: .*position_embedding.* is \(5, 16\) instead of \(17, 16\)"),
     ],
 )
-def test_weights_never_load_in_part(pickscore_folder, tmp_path, change, named):
+def test_weights_that_do_not_fit_are_rejected(pickscore_folder, tmp_path, change, named):
     config = damaged(pickscore_folder, tmp_path / "damaged", change)
     with pytest.raises(ModelError, match=rf"damaged/model\.safetensors does not fit.*{named}"):
         load_reward("pickscore", config)
 
 
-def test_truncated_weights_are_refused_in_one_line(pickscore_folder, tmp_path):
+def test_truncated_weights_are_reported_in_one_line(pickscore_folder, tmp_path):
     target = shutil.copytree(pickscore_folder, tmp_path / "cut")
     weights = (target / "model.safetensors").read_bytes()
     (target / "model.safetensors").write_bytes(weights[: len(weights) // 2])
@@ -152,6 +152,6 @@ def test_truncated_weights_are_refused_in_one_line(pickscore_folder, tmp_path):
 
 
 @pytest.mark.parametrize("path", ["", "nowhere/at/all", "/nonexistent"])
-def test_missing_path_names_what_is_expected(path):
+def test_a_missing_path_reports_what_is_expected(path):
     with pytest.raises(ModelError, match=r"does not exist; expected a CLIPModel \(config.json and"):
         load_reward("pickscore", RewardConfig(kind="pickscore", path=path))

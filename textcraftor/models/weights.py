@@ -5,7 +5,7 @@ import logging
 import pickle
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,14 @@ def read_tensors(path: Path, wants: str) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ModelError(f"{path} holds more than tensors; expected {wants}")
     return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def find_weights(folder: Path, names: Sequence[str]) -> Path:
+    """The first of the named files that `folder` holds.  Raises ModelError naming them if it holds none."""
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise ModelError(f"{folder} holds no weights; expected one of {', '.join(names)}")
 
 
 def check_fit(label: Path | str, what: str, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

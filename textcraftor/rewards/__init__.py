@@ -1,7 +1,7 @@
-"""Reward models: one file a reward, the mix that weighs them, the loader that finds them.
+"""Reward models: one module for each, `RewardMix` for their weighted sum, `load_reward` to load them.
 
-A reward scores images against prompts; higher is better. The prompt's side never sees a gradient,
-is computed once and cached; the image's side is differentiable.
+A reward scores images given their prompts; higher is better. Text features are computed once, without gradient, and
+cached; the score is differentiable with respect to the images.
 """
 
 from textcraftor.rewards.base import Reward

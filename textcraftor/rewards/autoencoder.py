@@ -1,6 +1,5 @@
-"""Features that know no language: where a VAE sees something stand."""
+"""VAE latents as image features: for measuring diversity in layout, not for scoring."""
 
-from collections.abc import Sequence
 from typing import NoReturn
 
 import torch
@@ -12,16 +11,17 @@ from textcraftor.config import RewardConfig
 from textcraftor.errors import RewardError
 from textcraftor.models.loading import load_module
 from textcraftor.models.weights import loading
-from textcraftor.rewards.base import Reward, checked_prompts
+from textcraftor.rewards.base import PromptFreeReward
 
 
-class Autoencoder(Reward):
-    """The latents of a VAE without their mean, for `evaluate.diversity_judge`; it scores nothing.
+class Autoencoder(PromptFreeReward):
+    """Mean-free latents of a VAE as features for `evaluate.diversity_judge`; cannot score.
 
-    config.path: folder of an AutoencoderKL, such as BASE/vae.  A tower that learned from captions sees of four
-    pictures of one prompt mostly what the prompt says, so a model that draws four different mistakes looks diverse
-    to it and one that draws the truth four times looks collapsed; so it is with the ground, which the mean carries
-    (docs/decisions/diversity.md).
+    config.path: folder of an AutoencoderKL, such as BASE/vae.
+    Features learned from captions encode mostly what the prompt says: four different mistakes look diverse in them,
+    four correct images look collapsed. The channel means are removed because they encode the background, which prompts
+    name too (docs/decisions/diversity.md).
+    Raises ModelError if the weights are missing or do not fit.
     """
 
     range = None
@@ -32,18 +32,14 @@ class Autoencoder(Reward):
             self.vae = load_module(AutoencoderKL, config.path, dtype)
         self.resolution = self.vae.config.sample_size
 
-    def text_features(self, prompts: Sequence[str]) -> Tensor:
-        """(B, 0): no prompt is read."""
-        return torch.empty(len(checked_prompts(self.name, prompts)), 0, device=self.device)
-
     def image_features(self, images: Tensor) -> Tensor:
-        """(B, C * h * w) float32, L2-normalised: each channel's deviation from its mean over the places.
+        """(B, C * h * w) float32, L2-normalised: latents minus the spatial mean of each channel.
 
-        images: (B, 3, H, W) float in [0, 1]; H and W are what the VAE takes.
+        images: (B, 3, H, W) float in [0, 1], H and W multiples of the VAE's factor.
         """
         latents = self.vae.encode(images.to(self.dtype) * 2 - 1).latent_dist.mode().float()
         return F.normalize((latents - latents.mean((2, 3), keepdim=True)).flatten(1), dim=-1)
 
     def score(self, images: Tensor, text_features: Tensor) -> NoReturn:
-        """Raises RewardError: likeness is between pictures, and one picture has none."""
-        raise RewardError(f"Reward {self.name!r} (kind vae) scores no picture. Name it as evaluate.diversity_judge only")
+        """Raises RewardError: this kind provides features only."""
+        raise RewardError(f"Reward {self.name!r} (kind vae) cannot score images. Use it as evaluate.diversity_judge only")

@@ -1,7 +1,7 @@
-"""BLIP as ImageReward uses it: an image tower, and a BERT that reads the prompt while looking at the image.
+"""BLIP as ImageReward uses it: an image tower, and a BERT with cross-attention to the image.
 
-The modules are those of transformers (BlipVisionModel, BlipTextModel); here stands how the published file names their
-tensors, and what its shapes say about the architecture.
+The modules are those of transformers (BlipVisionModel, BlipTextModel). This module maps the published file's tensor names
+to theirs and derives the architecture from the tensors' shapes.
 """
 
 import json
@@ -18,10 +18,10 @@ from textcraftor.models.weights import check_fit, refuse_misfit
 
 IMAGE, TEXT = "blip.visual_encoder.", "blip.text_encoder."
 POSITIONS, PATCHES = f"{IMAGE}pos_embed", f"{IMAGE}patch_embed.proj.weight"
-# In the file, and in no score: BLIP's contrastive projections, and a buffer that counts 0, 1, 2 ...
+# Tensors of the file that no score depends on: BLIP's contrastive projections, and a buffer of position ids.
 UNUSED = re.compile(r"blip\.(vision_proj|text_proj)\.(weight|bias)|blip\.text_encoder\.embeddings\.position_ids")
-HEAD_WIDTH = 64  # of every image tower of BLIP
-# transformers' name of a tensor of the image tower -> the file's
+HEAD_WIDTH = 64  # channels of an attention head, in every image tower of BLIP
+# Tensor names of the image tower: (transformers, ImageReward's file)
 NAMES = (
     ("embeddings.class_embedding", "cls_token"),
     ("embeddings.position_embedding", "pos_embed"),
@@ -35,7 +35,7 @@ NAMES = (
 
 
 class Blip(nn.Module):
-    """The two towers. image: (B, 3, S, S) pixels -> (B, patches + 1, D).  text: reads prompts against that."""
+    """The two towers.  image: (B, 3, S, S) -> (B, patches + 1, D).  text: token ids, with cross-attention to the former."""
 
     def __init__(self, image: BlipVisionConfig, text: BlipTextConfig) -> None:
         super().__init__()
@@ -44,10 +44,10 @@ class Blip(nn.Module):
 
 
 def load_blip(state: Mapping[str, Tensor], path: Path, med_config: Path) -> Blip:
-    """BLIP with the tensors `blip.*` of ImageReward's file, all of them or none.
+    """BLIP with the tensors `blip.*` of ImageReward's file; never loads a part of them.
 
-    state: the file's tensors.  path: the file, for messages.  med_config: the text encoder's configuration.
-    Raises ModelError naming the file and the keys that are missing, unexpected or mis-shaped.
+    state: the file's tensors.  path: the file, for messages.  med_config: JSON file of the text encoder's configuration.
+    Raises ModelError naming the file and the missing, unexpected or mismatched keys.
     """
     ours = {key: value for key, value in state.items() if key.startswith("blip.") and not UNUSED.fullmatch(key)}
     refuse_misfit(path, "ImageReward", missing={POSITIONS, PATCHES} - ours.keys())
@@ -60,7 +60,7 @@ def load_blip(state: Mapping[str, Tensor], path: Path, med_config: Path) -> Blip
 
 
 def file_key(key: str) -> str:
-    """What ImageReward's file calls a tensor of `Blip`. BERT's own names are the same in both."""
+    """The name in ImageReward's file of a tensor of `Blip`.  The text tower's names differ in the prefix only."""
     tower, _, name = key.partition(".")
     if tower == "text":
         return TEXT + name
@@ -70,7 +70,7 @@ def file_key(key: str) -> str:
 
 
 def _image_config(state: Mapping[str, Tensor], path: Path) -> BlipVisionConfig:
-    """The image tower that the shapes speak of: published, a ViT-L/16 at 224 px."""
+    """Configuration of the image tower, from the tensors' shapes.  Published: ViT-L/16 at 224 px."""
     positions, patches = state[POSITIONS], state[PATCHES]
     side = round((positions.shape[1] - 1) ** 0.5) if positions.ndim == 3 else 0
     width = positions.shape[-1]
@@ -88,12 +88,12 @@ def _image_config(state: Mapping[str, Tensor], path: Path) -> BlipVisionConfig:
         num_attention_heads=width // HEAD_WIDTH,
         image_size=side * patches.shape[-1],
         patch_size=patches.shape[-1],
-        layer_norm_eps=1e-6,  # transformers' default is another BLIP's
+        layer_norm_eps=1e-6,  # as in the published model; transformers' default differs
     )
 
 
 def _text_config(path: Path, encoder_width: int) -> BlipTextConfig:
-    """BERT with cross-attention, as med_config.json describes it: published, BERT-base with 30,524 tokens."""
+    """Configuration of the text encoder, from med_config.json.  Published: BERT-base with 30,524 tokens."""
     wants = "the configuration of ImageReward's text encoder (med_config.json, published beside ImageReward.pt)"
     try:
         med = json.loads(path.read_text(encoding="utf-8"))
@@ -108,7 +108,7 @@ def _text_config(path: Path, encoder_width: int) -> BlipTextConfig:
             hidden_act=med["hidden_act"],
             layer_norm_eps=med["layer_norm_eps"],
             pad_token_id=med["pad_token_id"],
-            is_decoder=True,  # says that there is cross-attention; the self-attention looks both ways
+            is_decoder=True,  # adds cross-attention; self-attention stays bidirectional
         )
     except FileNotFoundError:
         raise ModelError(f"{path} does not exist; expected {wants}") from None

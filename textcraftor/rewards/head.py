@@ -1,4 +1,4 @@
-"""The linear stack on which LAION's aesthetic predictor and ImageReward end: five layers, no activation between them."""
+"""The head of LAION's aesthetic predictor and of ImageReward: five linear layers without activations."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,20 +7,22 @@ from torch import Tensor
 
 from textcraftor.errors import ModelError
 
-LAYERS = (0, 2, 4, 6, 7)  # between them sat dropout, which is nothing at inference
+LAYERS = (0, 2, 4, 6, 7)  # indices in nn.Sequential; the others are dropout
 
 
-def collapse(layers: Mapping[str, Tensor], path: Path, prefix: str = "") -> tuple[Tensor, Tensor]:
-    """The stack of linear layers as one vector (D,) and one bias (), in float64.
+def fold_layers(layers: Mapping[str, Tensor], path: Path, prefix: str = "") -> tuple[Tensor, Tensor]:
+    """The linear layers folded into one weight vector (D,) and one bias (), in float64.
 
-    There is no activation between them, so W5(W4(...W1 e + b1...) + b4) + b5 = w.e + b.
-    prefix: what stands before "layers." in the file's keys, for the message.
-    Raises ModelError when keys are missing or foreign, or the shapes do not chain down to one number.
+    Exact, as there are no activations: W5(W4(...W1 e + b1...) + b4) + b5 = w.e + b.
+    layers: tensors by key "layers.{index}.{weight,bias}".  path, prefix: file and prefix of its keys, for messages.
+    Raises ModelError if keys are missing or unexpected, or the shapes do not chain down to one number.
     """
     expected = {f"layers.{index}.{part}" for index in LAYERS for part in ("weight", "bias")}
     if layers.keys() != expected:
-        odd = ", ".join(prefix + key for key in sorted(layers.keys() ^ expected))
-        raise ModelError(f"{path} is not the linear stack {prefix}layers.{{0,2,4,6,7}}: missing or unexpected {odd}")
+        difference = ", ".join(prefix + key for key in sorted(layers.keys() ^ expected))
+        raise ModelError(
+            f"{path} does not hold the linear layers {prefix}layers.{{0,2,4,6,7}}: missing or unexpected {difference}"
+        )
     first, *rest = LAYERS
     weight, bias = layers[f"layers.{first}.weight"].double(), layers[f"layers.{first}.bias"].double()
     try:

@@ -10,11 +10,11 @@ VERSIONS = ("2.0", "2.1", "tiny")
 
 
 class HPSv2(OpenClipReward):
-    """Cosine of image and prompt under a CLIP ViT-H/14 tuned on human choices, diagonal, no scale.
+    """Cosine of each image with its own prompt under a CLIP ViT-H/14 fine-tuned on human choices, without logit scale.
 
-    config.path: the published checkpoint (HPS_v2_compressed.pt, HPS_v2.1_compressed.pt, or either as
-    safetensors), or an open_clip folder.  config.version says which of VERSIONS it is, since the
-    scores of two versions are NOT comparable: SD 1.4 scores .2695 under 2.0 and .2535 under 2.1.
+    config.path: the published checkpoint (HPS_v2_compressed.pt, HPS_v2.1_compressed.pt, or either as safetensors), or an
+    open_clip folder.  config.version: required, one of VERSIONS; scores of two versions are not comparable (SD 1.4 scores
+    .2695 under 2.0 and .2535 under 2.1).  Raises RewardError for another version.
     Source: Wu et al. 2023, arXiv 2306.09341.
     """
 

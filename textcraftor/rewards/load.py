@@ -1,4 +1,4 @@
-"""From a name in the profile to a frozen reward on its device."""
+"""Loads the rewards that a profile names: built-in kinds, entry points, or any importable class."""
 
 import importlib
 from collections.abc import Iterable, Mapping
@@ -12,7 +12,7 @@ from textcraftor.rewards.base import Reward
 
 GROUP = "textcraftor.rewards"
 
-# By dotted path, so that no model library is imported before it is used.
+# Dotted paths, so that a model library is imported only when a reward needs it.
 KINDS = {
     "aesthetic": "textcraftor.rewards.aesthetic:Aesthetic",
     "clip": "textcraftor.rewards.clip:Clip",
@@ -27,8 +27,9 @@ KINDS = {
 
 
 def load_reward(name: str, config: RewardConfig, device: torch.device | str = "cpu", dtype: str | None = None) -> Reward:
-    """The reward `name`, frozen, in eval mode, on `device`; its towers compute in `dtype`, by default config.dtype's.
+    """The reward `name`, frozen, in eval mode, on `device`.
 
+    dtype: of its towers, a name such as "bfloat16"; by default config.dtype, else float32.
     Raises RewardError for an unknown kind, ModelError for weights that are missing or do not fit.
     """
     reward = _class_of(config.kind)(name, config, getattr(torch, dtype or config.dtype or "float32"))
@@ -41,19 +42,19 @@ def load_rewards(
     device: torch.device | str = "cpu",
     dtype: str | None = None,
 ) -> dict[str, Reward]:
-    """The rewards called `names`, each once.
+    """The named rewards, each loaded once.
 
-    Raises RewardError for a name that `configs` lacks, before anything is loaded.
+    Raises RewardError for a name that `configs` lacks, before any is loaded.
     """
-    wanted = list(dict.fromkeys(names))
-    for name in wanted:
+    unique = list(dict.fromkeys(names))
+    for name in unique:
         if name not in configs:
             raise RewardError(unknown("reward", name, configs))
-    return {name: load_reward(name, configs[name], device, dtype) for name in wanted}
+    return {name: load_reward(name, configs[name], device, dtype) for name in unique}
 
 
 def _class_of(kind: str) -> type[Reward]:
-    """The class a kind names: one of KINDS, an entry point, or "package.module:Class"."""
+    """The class of a kind: one of KINDS, the name of an entry point, or "package.module:Class"."""
     plugins = {point.name: point.value for point in entry_points(group=GROUP)}
     path = KINDS.get(kind) or plugins.get(kind) or kind
     module, colon, attribute = path.partition(":")

@@ -1,4 +1,4 @@
-"""open_clip models: found, loaded whole, split into an image tower and a text tower."""
+"""Loads open_clip models strictly and splits them into an image tower and a text tower."""
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from textcraftor.config import RewardConfig
 from textcraftor.errors import ModelError, unknown
-from textcraftor.models.weights import check_fit, loading, read_tensors
-from textcraftor.rewards.base import CosineReward, dropped
+from textcraftor.models.weights import check_fit, find_weights, loading, read_tensors
+from textcraftor.rewards.base import CosineReward, text_tower_dropped
+from textcraftor.rewards.huggingface import count_longer
 from textcraftor.rewards.preprocess import Preprocess
 
 CONFIG = "open_clip_config.json"
@@ -22,32 +23,34 @@ WEIGHTS = ("open_clip_model.safetensors", "model.safetensors", "open_clip_pytorc
 
 
 class OpenClipReward(CosineReward):
-    """cos(image, prompt) under an open_clip model, without its logit scale.
+    """Cosine of each image with its own prompt under an open_clip model, without its logit scale.
 
-    config.path is one of: a folder that holds open_clip_config.json (or "local-dir:FOLDER"),
-    "hf-hub:OWNER/NAME", "ARCHITECTURE:TAG" of open_clip's own list, or a checkpoint file where
-    `file_architecture` names its architecture.
+    config.path is one of: a folder that holds open_clip_config.json (or "local-dir:FOLDER"), "hf-hub:OWNER/NAME",
+    "ARCHITECTURE:TAG" from open_clip's list, or a checkpoint file if `file_architecture` names its architecture.
+    Its version is config.version, by default config.path.
+    Raises ModelError if the model is unknown, or weights are missing or do not fit.
     """
 
     def __init__(
         self,
         name: str,
         config: RewardConfig,
-        dtype: torch.dtype,
+        dtype: torch.dtype = torch.float32,
         file_architecture: str = "",
     ) -> None:
-        wants = f"an open_clip model: a folder with {CONFIG}, ARCHITECTURE:TAG or hf-hub:OWNER/NAME"
-        wants += f", or a checkpoint file of {file_architecture}" if file_architecture else ""
-        with loading(config.path, wants):
-            architecture, published, find_weights = _resolve(config.path, file_architecture, wants)
-            model, tokenizer = _load(architecture, published, find_weights())
-            preprocess = _preprocess_of(model, dtype)
+        expected = f"an open_clip model: a folder with {CONFIG}, ARCHITECTURE:TAG or hf-hub:OWNER/NAME"
+        expected += f", or a checkpoint file of {file_architecture}" if file_architecture else ""
+        with loading(config.path, expected):
+            architecture, published, locate_weights = _resolve(config.path, file_architecture, expected)
+            model, tokenizer = _load(architecture, published, locate_weights())
+            preprocess = _preprocess(model, dtype)
         super().__init__(name, config, dtype, preprocess)
+        self.version = config.version or config.path
         self.tokenizer = tokenizer
-        # Read before the cast: rounded to half precision, the scale would be off by a hundredth.
+        # Read before the cast: in half precision the scale would be off by a hundredth.
         self.logit_scale: float = model.logit_scale.detach().exp().item()
         self.image_tower: nn.Module = model.visual.to(dtype)
-        del model.visual  # what is left of the model is its text side
+        del model.visual  # the rest of the model is the text tower
         self.text_tower: Any = model.to(dtype)
 
     def drop_text_tower(self) -> None:
@@ -55,14 +58,12 @@ class OpenClipReward(CosineReward):
         self.text_tower = None
 
     def truncated(self, prompts: Sequence[str]) -> int:
-        """How many of the prompts are longer than the context."""
-        inner = getattr(self.tokenizer, "tokenizer", None)
-        if inner is not None:
-            cleaned = [self.tokenizer.clean_fn(prompt) for prompt in prompts]
-            lengths = [len(ids) for ids in inner(cleaned, verbose=False).input_ids]
-        else:
-            lengths = [len(self.tokenizer.encode(prompt)) + 2 for prompt in prompts]  # start and end of text
-        return sum(length > self.tokenizer.context_length for length in lengths)
+        """Number of prompts longer than the context."""
+        limit = self.tokenizer.context_length
+        hugging_face = getattr(self.tokenizer, "tokenizer", None)
+        if hugging_face is not None:
+            return count_longer(hugging_face, [self.tokenizer.clean_fn(prompt) for prompt in prompts], limit)
+        return sum(len(self.tokenizer.encode(prompt)) + 2 > limit for prompt in prompts)  # + start and end of text
 
     def _encode_image(self, pixels: Tensor) -> Tensor:
         features: Tensor = self.image_tower(pixels)
@@ -70,25 +71,28 @@ class OpenClipReward(CosineReward):
 
     def _encode_text(self, prompts: list[str]) -> Tensor:
         if self.text_tower is None:
-            raise dropped(self.name)
+            raise text_tower_dropped(self.name)
         features: Tensor = self.text_tower.encode_text(self.tokenizer(prompts).to(self.device))
         return features
 
 
-def _resolve(path: str, file_architecture: str, wants: str) -> tuple[str, Mapping[str, Any], Callable[[], Path]]:
-    """open_clip's name of the architecture, its facts on published weights, and how to get at the weights."""
+def _resolve(path: str, file_architecture: str, expected: str) -> tuple[str, Mapping[str, Any], Callable[[], Path]]:
+    """open_clip's name of the architecture, its settings of the published weights, and a function that locates them.
+
+    expected: what `path` should be, for messages.  Raises ModelError.
+    """
     folder = Path(path.removeprefix("local-dir:"))
     if (folder / CONFIG).is_file():
-        return f"local-dir:{folder}", {}, lambda: _weights_in(folder)
+        return f"local-dir:{folder}", {}, lambda: find_weights(folder, WEIGHTS)
     if path and folder.is_dir():
-        raise ModelError(f"{folder} holds no {CONFIG}; expected {wants}")
+        raise ModelError(f"{folder} holds no {CONFIG}; expected {expected}")
     if file_architecture and folder.is_file():
         return file_architecture, {}, lambda: folder
     if path.startswith("hf-hub:"):
         return path, {}, lambda: Path(download_pretrained_from_hf(path.removeprefix("hf-hub:")))
     architecture, colon, tag = path.partition(":")
     if not colon or architecture == "local-dir" or "/" in architecture:
-        raise ModelError(f"{path!r} does not exist; expected {wants}")
+        raise ModelError(f"{path!r} does not exist; expected {expected}")
     if architecture not in open_clip.list_models():
         near = difflib.get_close_matches(architecture, open_clip.list_models(), n=5, cutoff=0.0)
         raise ModelError(f"Unknown open_clip architecture {architecture!r}. The nearest: {', '.join(near)}")
@@ -100,10 +104,10 @@ def _resolve(path: str, file_architecture: str, wants: str) -> tuple[str, Mappin
 
 
 def _load(architecture: str, published: Mapping[str, Any], weights: Path) -> tuple[Any, Any]:
-    """The whole model in float32 and its tokenizer.
+    """The model in float32 and its tokenizer.
 
-    Not by open_clip's own loader: that one stretches positional embeddings of another resolution or
-    context length to fit, without a word.
+    open_clip's own loader is not used: it silently interpolates positional embeddings of another resolution or context
+    length.
     """
     model = open_clip.create_model(
         architecture,
@@ -127,27 +131,20 @@ def _load(architecture: str, published: Mapping[str, Any], weights: Path) -> tup
     return model, tokenizer
 
 
-def _weights_in(folder: Path) -> Path:
-    for name in WEIGHTS:
-        if (folder / name).is_file():
-            return folder / name
-    raise ModelError(f"{folder} holds no weights; expected one of {', '.join(WEIGHTS)}")
-
-
 def _check_end_of_text(architecture: str, model: Any, tokenizer: Any) -> None:
-    """open_clip reads a prompt's features at its greatest token id, which must be the end of text."""
-    inner = getattr(tokenizer, "tokenizer", None)
-    if inner is None or getattr(model, "text_pool_type", "") != "argmax":
+    """Raises ModelError unless the end of text has the greatest token id: open_clip pools at the greatest id."""
+    hugging_face = getattr(tokenizer, "tokenizer", None)
+    if hugging_face is None or getattr(model, "text_pool_type", "") != "argmax":
         return
-    greatest = max(inner.get_vocab().values())
-    if inner.eos_token_id != greatest:
+    greatest = max(hugging_face.get_vocab().values())
+    if hugging_face.eos_token_id != greatest:
         raise ModelError(
             f"{architecture}: the end-of-text token must have the greatest id, {greatest}, where the model "
-            f"pools; the tokenizer's is {inner.eos_token_id}. Use the tokenizer it was trained with"
+            f"pools; the tokenizer's is {hugging_face.eos_token_id}. Use the tokenizer it was trained with"
         )
 
 
-def _preprocess_of(model: Any, dtype: torch.dtype) -> Preprocess:
+def _preprocess(model: Any, dtype: torch.dtype) -> Preprocess:
     settings = model.visual.preprocess_cfg
     size = settings["size"]
     if not isinstance(size, int):

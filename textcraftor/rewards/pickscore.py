@@ -1,4 +1,4 @@
-"""PickScore: which of two images people would pick for a prompt."""
+"""PickScore: human preference, learned from choices between two images for a prompt."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,15 +8,15 @@ from torch import Tensor
 from transformers import CLIPModel
 
 from textcraftor.config import RewardConfig
-from textcraftor.rewards.base import CosineReward, dropped
-from textcraftor.rewards.huggingface import load_model, load_preprocess, load_tokenizer
+from textcraftor.rewards.base import CosineReward, text_tower_dropped
+from textcraftor.rewards.huggingface import count_longer, load_model, load_preprocess, load_tokenizer
 
 
 class PickScore(CosineReward):
-    """exp(logit_scale) * cosine of image and prompt, diagonal; exp(logit_scale) is about 100.
+    """exp(logit_scale) * cosine of each image with its own prompt; exp(logit_scale) is about 100.
 
     config.path: folder or hub id of a transformers CLIPModel (`yuvalkirstain/PickScore_v1`, a ViT-H/14).
-    config.tokenizer: where its tokenizer lies, if not there.
+    config.tokenizer: folder or hub id of its tokenizer, by default config.path.
     SD 1.5 scores 20.5 to 21, a tuned encoder 22 to 24.  Source: Kirstain et al. 2023, arXiv 2305.01569.
     """
 
@@ -25,7 +25,7 @@ class PickScore(CosineReward):
     def __init__(self, name: str, config: RewardConfig, dtype: torch.dtype = torch.float32) -> None:
         model = load_model(CLIPModel, config.path)
         preprocess = load_preprocess(config.path, model.config.vision_config.image_size, dtype)
-        # Read before the cast: rounded to half precision, the scale would be off by a thousandth.
+        # Read before the cast: in half precision the scale would be off by a thousandth.
         scale = model.logit_scale.double().exp().item()
         super().__init__(name, config, dtype, preprocess, scale)
         self.tokenizer = load_tokenizer(config.tokenizer or config.path, model)
@@ -40,9 +40,8 @@ class PickScore(CosineReward):
             self.has_text_tower = False
 
     def truncated(self, prompts: Sequence[str]) -> int:
-        """How many of the prompts are longer than the context."""
-        lengths = (len(ids) for ids in self.tokenizer(list(prompts), verbose=False).input_ids)
-        return sum(length > self.context_length for length in lengths)
+        """Number of prompts longer than the context."""
+        return count_longer(self.tokenizer, prompts, self.context_length)
 
     def _encode_image(self, pixels: Tensor) -> Tensor:
         features: Tensor = self.model.get_image_features(pixel_values=pixels).pooler_output
@@ -50,8 +49,8 @@ class PickScore(CosineReward):
 
     def _encode_text(self, prompts: list[str]) -> Tensor:
         if not self.has_text_tower:
-            raise dropped(self.name)
-        # Padded to the whole context: features must not depend on the neighbours in the batch.
+            raise text_tower_dropped(self.name)
+        # Padded to the full context: features must not depend on the other prompts of the batch.
         tokens = self.tokenizer(
             prompts,
             padding="max_length",

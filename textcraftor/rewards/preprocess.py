@@ -1,4 +1,4 @@
-"""From images to the pixels that a CLIP-like tower was trained on, differentiably."""
+"""Differentiable preprocessing for CLIP-like image towers."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -15,12 +15,12 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class Preprocess(nn.Module):
-    """Resize (antialiased), centre crop, normalise: the towers' own PIL preprocessing on tensors.
+    """Antialiased resize, centre crop and normalisation: the towers' PIL preprocessing, on tensors.
 
-    size: pixels of the square tower input.  mean, std: of each channel.  interpolation: bicubic for
-    every published reward.  resize_mode: "shortest" resizes the shortest side to `size` and crops the
-    centre; "squash" ignores the aspect ratio (SigLIP).
-    The published TextCraftor code average-pools images down to 224 px instead, which the towers never saw.
+    size: side of the square output in pixels.  mean, std: of each channel.  interpolation: bicubic for every published
+    reward.  resize_mode: "shortest" resizes the shortest side to `size` and crops the centre; "squash" ignores the aspect
+    ratio (SigLIP).
+    The published TextCraftor code average-pools images to 224 px instead, which differs from the towers' training.
     """
 
     def __init__(
@@ -42,21 +42,21 @@ class Preprocess(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) float in [0, 1] -> (B, 3, size, size) in the tower's dtype.
 
-        Raises RewardError when `images` is no such batch.
+        Raises RewardError for another shape or an integer dtype.
         """
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise RewardError(f"Images must be (B, 3, H, W) float in [0, 1], got {tuple(images.shape)} of {images.dtype}")
         pixels = images.to(torch.promote_types(images.dtype, torch.float32))
-        height, width = self._resized(*images.shape[-2:])
-        # Width first, then height, clipped after each: PIL's two passes.
+        height, width = self._resized_shape(*images.shape[-2:])
+        # Two passes as in PIL: width, then height, each followed by clamping.
         for target in ((images.shape[-2], width), (height, width)):
             if pixels.shape[-2:] != target:
-                pixels = _clipped(TF.resize(pixels, list(target), self.interpolation, antialias=True))
+                pixels = clamp_straight_through(TF.resize(pixels, list(target), self.interpolation, antialias=True))
         pixels = TF.center_crop(pixels, [self.size, self.size])
         pixels = TF.normalize(pixels, self.mean, self.std)
         return pixels.to(self.dtype)
 
-    def _resized(self, height: int, width: int) -> tuple[int, int]:
+    def _resized_shape(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) before the crop, rounded as torchvision and transformers do."""
         if self.resize_mode == "squash":
             return self.size, self.size
@@ -64,10 +64,10 @@ class Preprocess(nn.Module):
         return (long, self.size) if height > width else (self.size, long)
 
 
-def _clipped(pixels: Tensor) -> Tensor:
-    """Clipped to [0, 1] in value, as PIL clips bicubic's overshoot; the gradient passes unclipped.
+def clamp_straight_through(pixels: Tensor) -> Tensor:
+    """Clamp to [0, 1], as PIL does after bicubic interpolation, with the gradient of the identity.
 
-    Rounding puts about half of a white area above 1 after a resize. A true clamp would cut those pixels
-    off from the gradient, and they could never leave white again.
+    Rounding leaves about half of a white area above 1 after a resize. With `torch.clamp` those pixels would have no
+    gradient and could never become darker.
     """
     return pixels + (pixels.clamp(0, 1) - pixels).detach()

@@ -1,4 +1,4 @@
-"""A reward of someone else: how saturated the images are."""
+"""An example of a third party's reward: how saturated the images are."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from textcraftor.rewards import Reward
 
 
 class Vivid(Reward):
-    """Mean distance of the channels from their grey. A real one would load its weights from config.path."""
+    """Mean absolute difference of the channels from their mean.  A real reward would load weights from config.path."""
 
     default_version = "1"
     range = (0.0, 1.0)
