@@ -1,4 +1,4 @@
-"""One picture for a person: what the base draws and what the tuned model draws, from the same noise."""
+"""`textcraftor generate`: images of one prompt from the base and from a candidate, from the same noise."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Pictures side by side: a row for each model, a column for each prompt, the prompt written below."""
+"""Conversion of image tensors to PIL images, and labelled image grids."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -18,11 +18,11 @@ PAPER, INK, MUTED = "#ffffff", "#1c2024", "#60666c"
 
 
 def side_by_side(prompts: Sequence[str], rows: Mapping[str, Sequence[Image.Image]]) -> Image.Image:
-    """One picture of many: `rows` has a label and as many pictures as there are prompts for each model.
+    """A grid with a row for each model, a column for each prompt, and the prompts below.
 
-    The n-th pictures of all rows stand above each other, so that base and candidate are compared at a glance.
+    rows: label -> one image for each prompt.  More prompts than COLUMNS start a new block of rows.
     """
-    # A font that matplotlib ships: the same letters, hence the same bytes, on every machine.
+    # A font that matplotlib ships, so that the bytes are the same on every machine.
     font = ImageFont.truetype(findfont("DejaVu Sans"), TEXT_SIZE)
     bold = ImageFont.truetype(findfont("DejaVu Sans:bold"), TEXT_SIZE)
     columns = min(COLUMNS, len(prompts))
@@ -46,18 +46,18 @@ def side_by_side(prompts: Sequence[str], rows: Mapping[str, Sequence[Image.Image
 
 
 def _cell(image: Image.Image) -> Image.Image:
-    # Nearest neighbour upwards: a small image should look as small as it is.
+    # Nearest neighbour when enlarging: the pixels of a small image should stay visible.
     small = max(image.size) < CELL
     return image.resize((CELL, CELL), Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS)
 
 
 def to_bytes(images: Tensor) -> Tensor:
-    """(B, 3, H, W) in [0, 1] -> uint8 on the CPU, rounded as an image file rounds."""
+    """(..., 3, H, W) in [0, 1] -> uint8 on the CPU, rounded to nearest."""
     return (images.clamp(0, 1) * 255).round().to("cpu", torch.uint8)
 
 
 def picture(image: Tensor, side: int | None = None) -> Image.Image:
-    """(3, H, W) uint8 -> a picture, at most `side` pixels wide and high."""
+    """(3, H, W) uint8 -> a PIL image, reduced to at most `side` pixels in width and height."""
     made = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
     if side is not None and max(made.size) > side:
         made.thumbnail((side, side), Image.Resampling.LANCZOS)
@@ -65,12 +65,12 @@ def picture(image: Tensor, side: int | None = None) -> Image.Image:
 
 
 def save(image: Image.Image, path: Path) -> None:
-    """Write a PNG without dates or software names: the same picture, the same bytes."""
+    """Write a PNG without dates or software names, so that equal images give equal bytes."""
     image.save(path, format="PNG", optimize=True)
 
 
 def _upright(label: str, font: ImageFont.FreeTypeFont) -> Image.Image:
-    """A label that reads upwards, one cell high."""
+    """A label rotated by 90 degrees, one cell high."""
     strip = Image.new("RGB", (CELL, LABEL - 4), PAPER)
     ImageDraw.Draw(strip).text((CELL / 2, (LABEL - 4) / 2), label, fill=INK, font=font, anchor="mm")
     return strip.rotate(90, expand=True)
