@@ -1,4 +1,4 @@
-"""The gate as the flow sees it: the stage's verdict, held against the weights as they lie there now."""
+"""The verdict of the gate stage, checked against the weights in the workspace."""
 
 import json
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ from textcraftor.layout import GATE_RECORD
 
 @dataclass(frozen=True)
 class Verdict:
-    """Each candidate's gate record, and the winner among those that passed (None: nobody did)."""
+    """Each candidate's gate record, and the winner among those that passed; None when no candidate did."""
 
     winner: str | None
     records: dict[str, Record]
 
     def failed_rules(self) -> list[str]:
-        """In words, what each candidate that did not pass fell short of."""
+        """Each rule that a candidate did not pass, with its value and bound, as a sentence."""
         return [
-            f"{name}: {rule['rule']} = {_figure(rule['value'])}, at least {_figure(rule['bound'])}"
+            f"{name}: {rule['rule']} = {_format(rule['value'])}, at least {_format(rule['bound'])}"
             for name, record in self.records.items()
             for rule in record["rules"]
             if not rule["passed"]
@@ -30,7 +30,7 @@ class Verdict:
 
 @task(cache_policy=NO_CACHE)
 def read_verdict(workspace: Workspace) -> Verdict:
-    """What the gate stage decided.
+    """Read data/reports/gate.json.
 
     Raises Unproven when a candidate's weights are not the ones that were judged.
     """
@@ -45,5 +45,5 @@ def read_verdict(workspace: Workspace) -> Verdict:
     return Verdict(gate["winner"], gate["candidates"])
 
 
-def _figure(value: float | None) -> str:
+def _format(value: float | None) -> str:
     return "nothing" if value is None else f"{value:.4f}"

@@ -1,4 +1,4 @@
-"""What a run shows in Prefect's UI: pictures, scores, the verdict."""
+"""Artifacts of a run in Prefect's UI: pictures, scores, the verdict."""
 
 import base64
 import io
@@ -12,11 +12,11 @@ from tasks.gate import Verdict
 from tasks.registry import Decision
 from tasks.workspace import Workspace
 
-WIDTH = 1200  # pixels; a picture is kept in Prefect's database
+WIDTH = 1200  # pixels; pictures are stored in Prefect's database
 
 
 def show_candidate(name: str, workspace: Workspace) -> None:
-    """A candidate's figures as a table and its grid, base and tuned on the same noise, as a picture."""
+    """Show a candidate's metrics as a table and its grid (base and tuned model on the same noise) as a picture."""
     key = name.replace("_", "-")
     create_table_artifact(score_rows(workspace.metrics(name)), key=f"scores-{key}", description=f"{name} against the base")
     grid = workspace.report(name) / "grid.png"
@@ -29,7 +29,7 @@ def show_candidate(name: str, workspace: Workspace) -> None:
 
 
 def show_decision(decision: Decision, verdict: Verdict, workspace: Workspace) -> None:
-    """The gate, rule by rule, what became of the winner, and where it stands in MLflow."""
+    """Show each candidate's gate rules, the decision about the winner, and a link to its version in MLflow."""
     lines = [f"# {decision.verdict}", "", decision.why, ""]
     for name, record in verdict.records.items():
         lines += [
@@ -50,7 +50,7 @@ def show_decision(decision: Decision, verdict: Verdict, workspace: Workspace) ->
 
 
 def score_rows(metrics: dict[str, Any]) -> list[dict[str, str]]:
-    """metrics.json as rows of text, one a judge, then diversity."""
+    """metrics.json as rows of text: one for each judge, then diversity."""
     rows = [
         {
             "judge": judge,
@@ -63,21 +63,23 @@ def score_rows(metrics: dict[str, Any]) -> list[dict[str, str]]:
         }
         for judge, m in metrics["judges"].items()
     ]
-    spread = metrics["diversity"]
-    ratio = "" if spread["ratio"] is None else f"x {spread['ratio']:.3f}"
+    diversity = metrics["diversity"]
     last = {
         "judge": "diversity",
         "trained on": "",
-        "base": f"{spread['base_mean']:.4f}",
-        "tuned": f"{spread['mean']:.4f}",
+        "base": f"{diversity['base_mean']:.4f}",
+        "tuned": f"{diversity['mean']:.4f}",
+        "difference": "" if diversity["ratio"] is None else f"x {diversity['ratio']:.3f}",
+        "95 % interval": "",
+        "wins": "",
     }
-    return [*rows, {**last, "difference": ratio, "95 % interval": "", "wins": ""}]
+    return [*rows, last]
 
 
 def data_uri(picture: Path) -> str:
-    """A picture as text that a page can hold, no wider than WIDTH."""
-    with PIL.Image.open(picture) as image:
-        image = image.convert("RGB")
+    """A picture as a data URI, at most WIDTH pixels wide."""
+    with PIL.Image.open(picture) as opened:
+        image = opened.convert("RGB")
         image.thumbnail((WIDTH, WIDTH * 4))
         buffer = io.BytesIO()
         image.save(buffer, "PNG", optimize=True)

@@ -1,27 +1,32 @@
-"""One MLflow run for each candidate: its parameters, figures, training history and pictures, and itself.
+"""One MLflow run for each candidate: parameters, metrics, training history, pictures, and the candidate's files.
 
-The run is keyed by what the candidate is (`evidence.identity`), so a stage that DVC skipped adds no run.
+Runs are found by `evidence.identity`, so a stage that DVC skipped adds no run.
 """
 
+import contextlib
 import csv
+import fcntl
 import os
 import re
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import jinja2
 import PIL.Image
+import requests
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import LifecycleStage, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.evidence import Record, assemble, identity
+from tasks.evidence import Record, assemble, content_digest, identity
 from tasks.workspace import Workspace
+from textcraftor.candidate import Candidate
+from textcraftor.errors import UserError
 from textcraftor.layout import STATE, has_tuned_unet, mix_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,9 +36,13 @@ ARTIFACT = "candidate"  # the run's artifact folder that becomes a model version
 BATCH = 500  # metrics a request
 
 
+class RegistryUnavailable(UserError):
+    """MLflow or its artifact store cannot be read now: not reachable, locked, or a disk error. Trying again may help."""
+
+
 def client() -> MlflowClient:
-    """MLflow at MLFLOW_TRACKING_URI; without it, what `make full` left in this project, no server needed."""
-    # A server that is down is said in seconds, not after the default's four minutes.
+    """MLflow at MLFLOW_TRACKING_URI; without it, the store that `make full` left in this project, no server needed."""
+    # A server that is down is reported within seconds, not after the default's four minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     return MlflowClient(tracking_uri())
@@ -43,33 +52,45 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{STORE / 'mlflow.db'}"
 
 
-def only_if_unreachable(task: Any, task_run: Any, state: Any) -> bool:
-    """Retry only a connection that failed; MLflow's refusals stay refusals."""
+def only_if_unavailable(task: Any, task_run: Any, state: Any) -> bool:
+    """Retry a connection that failed and a database that was locked; MLflow's refusals stay refusals."""
     error = state.result(raise_on_failure=False)
-    return isinstance(error, MlflowException) and "API request to" in str(error)
+    if isinstance(error, MlflowException):
+        return error.error_code == "TEMPORARILY_UNAVAILABLE" or "API request to" in str(error)
+    return isinstance(error, RegistryUnavailable | requests.ConnectionError | requests.Timeout)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file at `path`; waits for other threads and processes. The kernel frees it when its holder dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @task(
     task_run_name="track {name}",
     retries=3,
     retry_delay_seconds=5,
-    retry_condition_fn=only_if_unreachable,
+    retry_condition_fn=only_if_unavailable,
     cache_policy=NO_CACHE,
 )
 def track(name: str, record: Record, workspace: Workspace) -> str:
-    """Log a judged candidate, whether it passed or not. Returns the run's id; the same candidate, the same run."""
+    """Log an evaluated candidate, whether it passed or not, and return the run's id. Equal identity means the same run."""
     mlflow = client()
     with TemporaryDirectory() as scratch:
         folder = Path(scratch) / ARTIFACT
         assemble(name, record, workspace, folder)
-        key = identity(folder)
+        key, content = identity(folder), content_digest(folder)
         experiment = _experiment(mlflow, workspace.config.registry.name)
-        known = mlflow.search_runs([experiment], f"tags.identity = '{key}' and attributes.status = 'FINISHED'")
-        if known:
-            return str(known[0].info.run_id)
+        for known in (key, content):  # runs logged before `content` existed have it as their identity
+            for run in mlflow.search_runs([experiment], f"tags.identity = '{known}' and attributes.status = 'FINISHED'"):
+                if _is_complete(mlflow, run.info.run_id, folder):
+                    return str(run.info.run_id)
         card = model_card(name, record, workspace)
         (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
-        tags = {**candidate_tags(name, record, workspace), "identity": key, "mlflow.note.content": card}
+        tags = {**candidate_tags(name, record, workspace), "identity": key, "content": content, "mlflow.note.content": card}
         run = mlflow.create_run(experiment, run_name=name, tags=tags)
         run_id = str(run.info.run_id)
         try:
@@ -82,7 +103,7 @@ def track(name: str, record: Record, workspace: Workspace) -> str:
 
 
 def candidate_tags(name: str, record: Record, workspace: Workspace) -> dict[str, str]:
-    """What a run and a version are found by."""
+    """Tags of a candidate's run and version, to search by."""
     return {
         "candidate": name,
         "mix": mix_of(name),
@@ -119,8 +140,26 @@ def _log(mlflow: MlflowClient, run_id: str, name: str, workspace: Workspace, fol
     mlflow.log_artifacts(run_id, str(folder), ARTIFACT)
 
 
+def _is_complete(mlflow: MlflowClient, run_id: str, folder: Path) -> bool:
+    """Whether a run still has its evidence and weights of the same sizes as those in `folder`."""
+    stored: dict[str, int | None] = {}
+    folders = [ARTIFACT]
+    while folders:
+        for entry in mlflow.list_artifacts(run_id, folders.pop()):
+            if entry.is_dir:
+                folders.append(entry.path)
+            else:
+                stored[str(PurePosixPath(entry.path).relative_to(ARTIFACT))] = entry.file_size
+    weights = [
+        path for part in Candidate.find(str(folder), Path()).parts.values() for path in part.rglob("*") if path.is_file()
+    ]
+    return {"evidence/gate.json", "evidence/scores.parquet"} <= stored.keys() and all(
+        stored.get(path.relative_to(folder).as_posix()) == path.stat().st_size for path in weights
+    )
+
+
 def history(path: Path) -> Iterator[tuple[int, str, float]]:
-    """(step, column, value) of a training history, as far as its columns are numbers; nothing without a file."""
+    """(step, column, value) of each filled cell of a training history; nothing when there is no file."""
     if not path.is_file():
         return
     with path.open(encoding="utf-8", newline="") as file:
@@ -132,10 +171,13 @@ def history(path: Path) -> Iterator[tuple[int, str, float]]:
 
 
 def _experiment(mlflow: MlflowClient, name: str) -> str:
+    """ID of the experiment, created or restored where needed: a run cannot be created in a deleted one."""
     found = mlflow.get_experiment_by_name(name)
     if found:
+        if found.lifecycle_stage == LifecycleStage.DELETED:
+            mlflow.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
-    # A server decides where artifacts lie; without one MLflow would put them into the current folder.
+    # A server decides where artifacts are stored; without one MLflow would put them into the current folder.
     local = None if tracking_uri().startswith("http") else (STORE / "artifacts").as_uri()
     return str(mlflow.create_experiment(name, artifact_location=local))
 
@@ -149,7 +191,7 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _numbers(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """The figures of metrics.json by name: `oracle/delta`, `diversity/ratio`."""
+    """(name, value) of each number in metrics.json; names such as `oracle/delta` and `diversity/ratio`."""
     groups = {**metrics["judges"], "diversity": metrics["diversity"]}
     for key, value in _leaves(groups):
         if isinstance(value, int | float) and not isinstance(value, bool):

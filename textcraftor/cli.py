@@ -10,13 +10,16 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from textcraftor import config as configuration
 from textcraftor import layout
 from textcraftor.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from textcraftor.candidate import Candidate
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -138,7 +141,10 @@ def generate(
     profile: Profile = None,
     device: Device = "auto",
 ) -> None:
-    """Draw one picture: base and tuned model side by side, from the same noise."""
+    """Draw one picture: base and tuned model side by side, from the same noise.
+
+    A model that was judged is drawn with the base, chain and switch it was judged with, whatever params.yaml says now.
+    """
     if not prompt.strip():
         raise ConfigError('The prompt is empty. Say what to draw, for instance: "a small red circle on a white background"')
     run = configuration.load(params, profile=profile)
@@ -146,11 +152,12 @@ def generate(
     from textcraftor.device import choose_device
     from textcraftor.generate import draw
 
-    if model in ("base", *run.candidates) or Path(model).is_dir():
-        candidate = Candidate.find(model, ROOT)
+    if model in (layout.BASE, *run.candidates):
+        candidate, scores = Candidate.find(model, ROOT), ROOT / layout.scores_file(model)
     else:
-        folder = _plugin("textcraftor.candidates", "registry")(model, run)
-        candidate = Candidate.find(str(folder), ROOT)
+        folder = Path(model) if Path(model).is_dir() else _plugin("textcraftor.candidates", "registry")(model, run)
+        candidate, scores = Candidate.find(str(folder), ROOT), folder / "evidence/scores.parquet"
+    run = _judged_settings(run, candidate, scores)
     draw(run, candidate, prompt, seed, out, choose_device(device, run.cpu_threads))
     typer.echo(out)
 
@@ -259,6 +266,17 @@ def _require_downloads(run: configuration.Config) -> None:
         from textcraftor.fetch import require
 
         require(run, ROOT)
+
+
+def _judged_settings(run: configuration.Config, candidate: "Candidate", scores: Path) -> configuration.Config:
+    """`run` with the settings the candidate was judged with; unchanged for the base and for weights not judged yet."""
+    if not candidate.parts or not scores.is_file():
+        return run
+    from textcraftor.evaluate.scores import Scores
+    from textcraftor.generate import with_judged_settings
+
+    judged = Scores.read(scores)
+    return with_judged_settings(run, judged.proof, ROOT) if judged.digest == candidate.digest else run
 
 
 def _plugin(group: str, name: str) -> Callable[..., Any]:

@@ -1,14 +1,18 @@
 """`textcraftor generate`: images of one prompt from the base and from a candidate, from the same noise."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from textcraftor import pictures
-from textcraftor.artifact import written_aside
+from textcraftor.artifact import digest, written_aside
 from textcraftor.candidate import Candidate
 from textcraftor.chain.sampler import Sampler
-from textcraftor.config import Config
+from textcraftor.config import BaseConfig, ChainConfig, Config, SamplerConfig
+from textcraftor.errors import ModelError
 from textcraftor.models.base import load_base, load_candidate
 
 
@@ -25,3 +29,42 @@ def draw(config: Config, candidate: Candidate, prompt: str, seed: int, out: Path
         rows[label] = [pictures.picture(image)]
     with written_aside(out) as aside:
         pictures.save(pictures.side_by_side([prompt], rows), aside)
+
+
+def with_judged_settings(config: Config, proof: Mapping[str, Any], root: Path) -> Config:
+    """`config` with the base, chain and sampler that a candidate was judged with.
+
+    proof: of the candidate's scores, as `textcraftor.artifact.proof` makes it.  root: of relative paths.
+    The base is taken from the folder where it was judged, or from the one `config` names, whichever has the judged
+    digest; a base that was judged by its hub id is identified by id and revision.
+    Raises ModelError when neither has it, or when the proof does not name the three.
+    """
+    try:
+        sections = proof["config"]
+        base = BaseConfig.model_validate(sections["base"])
+        chain = ChainConfig.model_validate(sections["chain"])
+        sampler = SamplerConfig.model_validate(sections["sampler"])
+    except (KeyError, TypeError, ValidationError):
+        raise ModelError(
+            "The scores of this model do not say with which base, chain and sampler it was judged, in terms this version "
+            "understands. Evaluate it again"
+        ) from None
+    if expected := proof.get("inputs", {}).get("base"):
+        base = base.model_copy(update={"path": _judged_base(base.path, config.base.path, expected, root)})
+    return config.model_copy(update={"base": base, "chain": chain, "sampler": sampler})
+
+
+def _judged_base(judged: str, configured: str, expected: str, root: Path) -> str:
+    """The path, of the two, whose files have the digest `expected`. Raises ModelError when neither has it."""
+    found = []
+    for path in dict.fromkeys((judged, configured)):
+        if (root / path).exists():
+            if (seen := digest(root / path)) == expected:
+                return path
+            found.append(f"{path} has {seen[:12]}")
+        else:
+            found.append(f"{path} does not exist")
+    raise ModelError(
+        f"This model was judged on another base than the one here: {judged} had digest {expected[:12]}, {', '.join(found)}. "
+        f"Put the judged base there, or train and evaluate on this one"
+    )

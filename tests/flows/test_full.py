@@ -14,7 +14,7 @@ from prefect.testing.utilities import prefect_test_harness
 from flows.full import full
 from flows.promote import promote
 from flows.settings import RunSettings
-from tasks import registry, tracking
+from tasks import tracking
 from tasks.stages import DVC, StageFailed
 from tests.flows.project import make_project, stages_run
 
@@ -40,7 +40,6 @@ def project(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) 
     shutil.copyfile(empty_store, tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     monkeypatch.setattr(tracking, "STORE", tmp_path / "store")
-    monkeypatch.setattr(registry, "MODELS", tmp_path / "models")
     folder = make_project(tmp_path / "project")
     monkeypatch.chdir(folder)
     return folder

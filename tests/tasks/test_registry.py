@@ -1,32 +1,23 @@
-"""Versions with their proof: registered once, promoted only when proven, fetched only when proven."""
+"""Candidates become versions once; only proven versions are promoted and fetched."""
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet as parquet
 import pytest
 from mlflow import MlflowClient
 
-from tasks import registry, tracking
+from tasks import tracking
 from tasks.evidence import Unproven
 from tasks.gate import Verdict, read_verdict
 from tasks.registry import challenge, fetch, promote, register
 from tasks.tracking import track
 from tasks.workspace import Workspace
-from tests.flows.project import make_project
+from tests.tasks.registered import MODEL, alias_holder, enter
 from textcraftor.errors import ModelError
-
-MODEL = "textcraftor-tiny"
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's tables, made once: it takes seconds."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
+from textcraftor.layout import GATE_RECORD
 
 
 @pytest.fixture
@@ -34,37 +25,13 @@ def store(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) ->
     shutil.copyfile(empty_store, tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     monkeypatch.setattr(tracking, "STORE", tmp_path / "store")
-    monkeypatch.setattr(registry, "MODELS", tmp_path / "models")
     return tracking.client()
-
-
-@pytest.fixture(scope="session")
-def judged(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """Toy projects run up to the gate, by train.steps: the higher, the better the models."""
-    projects = {}
-    for steps in (1, 200, 300):
-        folder = make_project(tmp_path_factory.mktemp("judged") / str(steps), train={"steps": steps}, mixes=["balanced"])
-        stages = "toy.evaluate('base'); toy.train('balanced'); toy.evaluate('balanced'); toy.judge()"
-        subprocess.run([sys.executable, "-c", f"import toy; {stages}"], cwd=folder, check=True)
-        projects[steps] = folder
-    return projects
 
 
 @pytest.fixture
 def workspaces(judged: dict[int, Path], tmp_path: Path) -> dict[int, Workspace]:
     """Copies, so that a test may tamper with them."""
     return {steps: Workspace(Path(shutil.copytree(folder, tmp_path / f"steps-{steps}"))) for steps, folder in judged.items()}
-
-
-def enter(workspace: Workspace) -> int:
-    """Track and register the workspace's candidate; its version."""
-    record = read_verdict.fn(workspace).records["balanced"]
-    return register.fn("balanced", track.fn("balanced", record, workspace), record, workspace)
-
-
-def holder(store: MlflowClient, alias: str) -> str | None:
-    version = store.get_registered_model(MODEL).aliases.get(alias)
-    return None if version is None else str(version)
 
 
 def test_the_same_candidate_is_one_run_and_one_version(store: MlflowClient, workspaces: dict[int, Workspace]) -> None:
@@ -80,7 +47,7 @@ def test_the_same_candidate_is_one_run_and_one_version(store: MlflowClient, work
     assert data.tags["gate"] == "passed"
 
 
-def test_a_failed_candidate_is_history_but_no_version(store: MlflowClient, workspaces: dict[int, Workspace]) -> None:
+def test_a_failed_candidate_is_logged_but_not_registered(store: MlflowClient, workspaces: dict[int, Workspace]) -> None:
     verdict = read_verdict.fn(workspaces[1])
     assert verdict.winner is None
     assert verdict.failed_rules() == ["balanced: oracle.delta = 0.0090, at least 0.0500"]
@@ -96,26 +63,28 @@ def test_weights_changed_after_the_gate_are_refused(workspaces: dict[int, Worksp
         read_verdict.fn(workspaces[200])
 
 
-def test_champions_come_and_stay(store: MlflowClient, workspaces: dict[int, Workspace]) -> None:
+def test_promotion_compares_with_the_champion_and_a_person_may_overrule_it(
+    store: MlflowClient, workspaces: dict[int, Workspace]
+) -> None:
     config = workspaces[200].config.model_copy(
         update={"gate": workspaces[200].config.gate.model_copy(update={"champion_margin": {"oracle": 0.02}})}
     )
     worse, better = enter(workspaces[200]), enter(workspaces[300])
     assert challenge.fn(better, config).verdict == "challenger"
-    assert holder(store, "challenger") == str(better)
+    assert alias_holder(store, "challenger") == str(better)
     assert promote.fn(better, config).verdict == "promoted"
-    assert (holder(store, "champion"), holder(store, "challenger")) == (str(better), None)
+    assert (alias_holder(store, "champion"), alias_holder(store, "challenger")) == (str(better), None)
     assert challenge.fn(better, config).verdict == "champion stays"
     refused = promote.fn(worse, config)
-    assert (refused.verdict, holder(store, "champion")) == ("not promoted", str(better))
+    assert (refused.verdict, alias_holder(store, "champion")) == ("not promoted", str(better))
     assert "champion.oracle" in refused.why
     by_hand = promote.fn(worse, config, by_hand=True)
-    assert (by_hand.verdict, holder(store, "champion")) == ("promoted", str(worse))
+    assert (by_hand.verdict, alias_holder(store, "champion")) == ("promoted", str(worse))
     recorded = json.loads(store.get_model_version(MODEL, str(worse)).tags["against_champion"])
     assert [rule["passed"] for rule in recorded] == [False]
 
 
-def test_fetch_gives_the_weights_as_they_were_judged(workspaces: dict[int, Workspace], store: MlflowClient) -> None:
+def test_fetch_returns_the_weights_that_were_judged(workspaces: dict[int, Workspace], store: MlflowClient) -> None:
     config = workspaces[200].config
     promote.fn(enter(workspaces[200]), config)
     folder = fetch("champion", config)
@@ -132,10 +101,10 @@ def test_an_unknown_version_lists_what_there_is(workspaces: dict[int, Workspace]
 
 
 @pytest.mark.parametrize("part", ["text_encoder/model.safetensors", "evidence/gate.json", "evidence/scores.parquet"])
-def test_whoever_tampers_opens_nothing(
+def test_a_version_changed_in_the_store_is_neither_promoted_nor_fetched(
     part: str, store: MlflowClient, workspaces: dict[int, Workspace], tmp_path: Path
 ) -> None:
-    """In MLflow's own store, behind our back: neither promotion nor use."""
+    """Somebody edits the files in MLflow's artifact store."""
     config = workspaces[200].config
     version = enter(workspaces[200])
     other = fetch(str(enter(workspaces[300])), config)
@@ -159,7 +128,7 @@ def _part_of(workspace: Workspace, part: str) -> Path:
     return workspace.folder / "data/encoders/balanced" / part
 
 
-def test_a_version_of_somebody_else_is_no_champion(store: MlflowClient, workspaces: dict[int, Workspace]) -> None:
+def test_a_version_registered_by_hand_is_not_promoted(store: MlflowClient, workspaces: dict[int, Workspace]) -> None:
     config = workspaces[200].config
     store.create_registered_model(MODEL)
     foreign = store.create_model_version(MODEL, source=str(workspaces[1].folder))
@@ -169,11 +138,11 @@ def test_a_version_of_somebody_else_is_no_champion(store: MlflowClient, workspac
     with pytest.raises(Unproven, match="carries no proof"):
         promote.fn(int(foreign.version), config, by_hand=True)
     decision = promote.fn(enter(workspaces[200]), config)
-    assert (decision.verdict, holder(store, "champion")) == ("promoted", "2")
+    assert (decision.verdict, alias_holder(store, "champion")) == ("promoted", "2")
     assert "not proven" in decision.why
 
 
-def test_a_half_logged_run_is_taken_up_again(
+def test_a_run_that_failed_while_logging_is_logged_again(
     store: MlflowClient, workspaces: dict[int, Workspace], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = read_verdict.fn(workspaces[200]).records["balanced"]
@@ -188,3 +157,81 @@ def test_a_half_logged_run_is_taken_up_again(
 def test_verdict_without_a_winner_says_why() -> None:
     rule = {"rule": "heldout.ci_low", "value": None, "bound": 0.0, "passed": False, "why": "no scores"}
     assert Verdict(None, {"a": {"rules": [rule]}}).failed_rules() == ["a: heldout.ci_low = nothing, at least 0.0000"]
+
+
+def _rewrite_scores(path: Path, **changes: object) -> None:
+    """Change what scores.parquet says about itself, not its values."""
+    table = parquet.read_table(path)
+    about = {**json.loads(table.schema.metadata[b"textcraftor"]), **changes}
+    parquet.write_table(table.replace_schema_metadata({b"textcraftor": json.dumps(about).encode()}), path)
+
+
+def _rewrite_rule(workspace: Workspace, **changes: object) -> None:
+    path = workspace.folder / GATE_RECORD
+    gate = json.loads(path.read_text())
+    gate["candidates"]["balanced"]["rules"][0].update(changes)
+    path.write_text(json.dumps(gate))
+
+
+def test_wording_and_code_revision_make_no_new_version(store: MlflowClient, workspaces: dict[int, Workspace]) -> None:
+    workspace = workspaces[200]
+    assert enter(workspace) == 1
+    _rewrite_scores(workspace.scores("balanced"), proof={"code_revision": "another", "versions": {"torch": "9"}})
+    _rewrite_rule(workspace, why="in other words")
+    assert enter(workspace) == 1
+    assert "better" in (fetch("1", workspace.config) / "evidence/gate.json").read_text()  # as it was registered
+
+
+@pytest.mark.parametrize("change", ["bound", "a score"])
+def test_another_verdict_or_score_makes_a_new_version(
+    store: MlflowClient, workspaces: dict[int, Workspace], change: str
+) -> None:
+    workspace = workspaces[200]
+    assert enter(workspace) == 1
+    if change == "bound":
+        _rewrite_rule(workspace, bound=0.06)
+    else:
+        path = workspace.scores("balanced")
+        table = parquet.read_table(path)
+        column = table.column_names.index("oracle")
+        values = [table["oracle"][0].as_py() + 1e-9, *table["oracle"].to_pylist()[1:]]
+        parquet.write_table(table.set_column(column, "oracle", pyarrow.array(values)), path)
+    assert enter(workspace) == 2
+
+
+def test_versions_registered_before_this_identity_are_still_found(
+    store: MlflowClient, workspaces: dict[int, Workspace]
+) -> None:
+    """Their `identity` is the digest that `content` holds today, and they have no `content`."""
+    workspace = workspaces[200]
+    enter(workspace)
+    version = store.get_model_version(MODEL, "1")
+    assert version.run_id
+    store.set_tag(version.run_id, "identity", version.tags["content"])
+    store.delete_tag(version.run_id, "content")
+    store.set_model_version_tag(MODEL, "1", "identity", version.tags["content"])
+    store.delete_model_version_tag(MODEL, "1", "content")
+    assert enter(workspace) == 1
+    assert fetch("1", workspace.config).is_dir()
+
+
+@pytest.mark.parametrize("lost", ["evidence/gate.json", "evidence/scores.parquet", "text_encoder/model.safetensors", "."])
+def test_a_run_whose_artifacts_are_gone_is_logged_again(
+    store: MlflowClient, workspaces: dict[int, Workspace], lost: str
+) -> None:
+    workspace = workspaces[200]
+    enter(workspace)
+    source = store.get_model_version(MODEL, "1").source
+    assert source
+    path = Path(source.removeprefix("file://")) / lost
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert enter(workspace) == 2
+    assert promote.fn(2, workspace.config).verdict == "promoted"
+
+
+def test_a_deleted_experiment_is_restored(store: MlflowClient, workspaces: dict[int, Workspace]) -> None:
+    enter(workspaces[200])
+    experiment = store.get_experiment_by_name(MODEL)
+    assert experiment
+    store.delete_experiment(experiment.experiment_id)
+    assert enter(workspaces[300]) == 2

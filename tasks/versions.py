@@ -1,0 +1,163 @@
+"""Versions in the MLflow registry: finding, downloading and proving them.
+
+Two kinds of trouble are kept apart. What is gone or damaged is `Unproven`, and the next proven candidate may take its
+place. What cannot be read right now (server down, database locked, disk error) is `RegistryUnavailable`: the task is
+retried and nothing is promoted, because a worse candidate would otherwise replace a champion it was never compared with.
+"""
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import requests
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from tasks import tracking
+from tasks.evidence import Record, Unproven, content_digest, prove
+from tasks.tracking import ARTIFACT, RegistryUnavailable, client, locked, tracking_uri
+from textcraftor.artifact import written_aside
+from textcraftor.config import Config
+from textcraftor.errors import ModelError
+
+CHALLENGER, CHAMPION = "challenger", "champion"
+# What MLflow answers when something does not exist or never did; any other refusal may be temporary.
+GONE = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE")
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The version with the alias `champion`. Without a proof it has no record, and `fault` says why."""
+
+    version: int
+    record: Record | None = None
+    folder: Path | None = None
+    fault: str = ""
+
+
+def fetch(alias_or_version: str, config: Config) -> Path:
+    """Download a version, by alias or number, and prove it; returns its folder, laid out like data/encoders/MIX.
+
+    A version is downloaded once and proved on every call; a damaged download is replaced.
+    Raises ModelError when there is no such version, Unproven when its evidence is gone, damaged or does not match,
+    RegistryUnavailable when it cannot be read now.
+    """
+    model = config.registry.name
+    with _unavailable_in_one_line(f"{alias_or_version!r} of {model}"):
+        mlflow = client()
+        version = _find(mlflow, model, alias_or_version)
+        if not version.run_id or "identity" not in version.tags:
+            raise Unproven(
+                f"Version {version.version} of {model} was not registered by the pipeline and carries no proof. "
+                "Only what passed the gate can be used or promoted"
+            )
+        models = tracking.STORE.parent / "models" / model
+        folder = models / f"{version.version}-{version.run_id[:8]}"
+        try:
+            _check(folder, version)
+        except Unproven:  # not downloaded yet, or the download is damaged
+            with locked(models / "lock"):
+                _replace(folder, mlflow, version)
+        return folder
+
+
+def find_champion(mlflow: MlflowClient, config: Config) -> Champion | None:
+    """The champion with its proof, or with the reason why it has none; None when no version has the alias.
+
+    Raises RegistryUnavailable when it cannot be read now.
+    """
+    number = champion_version(mlflow, config.registry.name)
+    if number is None:
+        return None
+    try:
+        folder = fetch(str(number), config)
+        return Champion(number, prove(folder), folder)
+    except (Unproven, ModelError) as error:
+        return Champion(number, fault=str(error).removeprefix(_not_proven(config.registry.name, number)))
+
+
+def champion_version(mlflow: MlflowClient, model: str) -> int | None:
+    """Number of the version with the alias `champion`. Raises RegistryUnavailable."""
+    with _unavailable_in_one_line(f"the champion of {model}"):
+        number = mlflow.get_registered_model(model).aliases.get(CHAMPION)
+    return int(number) if number else None
+
+
+def _check(folder: Path, version: ModelVersion) -> None:
+    """Raises Unproven unless `folder` proves itself and holds the bytes that were registered."""
+    try:
+        prove(folder)
+    except Unproven as error:
+        raise Unproven(f"{_not_proven(version.name, version.version)}{error}") from None
+    # Versions registered before `content` existed carry the same digest as `identity`.
+    if content_digest(folder) != version.tags.get("content", version.tags["identity"]):
+        raise Unproven(f"{_not_proven(version.name, version.version)}its artifacts were changed after it was registered")
+
+
+def _replace(folder: Path, mlflow: MlflowClient, version: ModelVersion) -> None:
+    with TemporaryDirectory() as scratch:
+        downloaded = _download(mlflow, version, Path(scratch))
+        _check(downloaded, version)
+        with written_aside(folder) as aside:
+            shutil.copytree(downloaded, aside)
+
+
+def _download(mlflow: MlflowClient, version: ModelVersion, into: Path) -> Path:
+    """The folder of a version's artifacts. Raises Unproven when they are gone."""
+    gone = f"{_not_proven(version.name, version.version)}its artifacts are gone"
+    proxied = "mlflow-artifacts:/"
+    source, run_id = version.source or "", version.run_id or ""
+    if source.startswith(proxied) and not tracking_uri().startswith("http"):
+        # Written by `make full` through its server and read without one: the same files are in the store.
+        folder = tracking.STORE / "artifacts" / source.removeprefix(proxied).lstrip("/")
+        if not folder.is_dir():
+            raise Unproven(gone)
+        return folder
+    try:
+        if not mlflow.list_artifacts(run_id, ARTIFACT):
+            raise Unproven(gone)
+        return Path(mlflow.download_artifacts(run_id, ARTIFACT, str(into)))
+    except MlflowException as error:
+        if error.error_code in GONE:
+            raise Unproven(f"{gone} ({' '.join(str(error.message).split())})") from None
+        raise
+
+
+def _not_proven(model: str, version: int | str) -> str:
+    return f"Version {version} of {model} is not proven: "
+
+
+def _find(mlflow: MlflowClient, model: str, alias_or_version: str) -> ModelVersion:
+    try:
+        if alias_or_version.isdigit():
+            return mlflow.get_model_version(model, alias_or_version)
+        return mlflow.get_model_version_by_alias(model, alias_or_version)
+    except MlflowException as error:
+        if error.error_code not in GONE:
+            raise
+        raise ModelError(
+            f"{model} has no version {alias_or_version!r} in the registry. "
+            f"Known: {_known(mlflow, model)}. `make full` makes one"
+        ) from None
+
+
+def _known(mlflow: MlflowClient, model: str) -> str:
+    versions = mlflow.search_model_versions(f"name = '{model}'")
+    return ", ".join(map(str, sorted(int(version.version) for version in versions))) or "none yet"
+
+
+@contextlib.contextmanager
+def _unavailable_in_one_line(what: str) -> Iterator[None]:
+    """Turn any failure to read the registry into RegistryUnavailable; UserErrors pass."""
+    try:
+        yield
+    except (MlflowException, requests.RequestException, OSError) as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise RegistryUnavailable(
+            f"{what[0].upper()}{what[1:]} cannot be read from MLflow at {tracking_uri()} now: {reason}. Try again when it "
+            "can; if it is lost for good, remove its alias in MLflow"
+        ) from error

@@ -1,0 +1,36 @@
+"""Fixtures of the registry's tests: an empty MLflow store, and toy projects up to the gate."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from tests.flows.project import make_project
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's tables, made once: it takes seconds."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+STAGES = """
+import os, runpy, sys
+for folder in sys.argv[1:]:
+    os.chdir(folder)
+    toy = runpy.run_path("toy.py")
+    toy["evaluate"]("base"), toy["train"]("balanced"), toy["evaluate"]("balanced"), toy["judge"]()
+"""
+
+
+@pytest.fixture(scope="session")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Toy projects run up to the gate, by train.steps: the higher, the better the models."""
+    root = tmp_path_factory.mktemp("judged")
+    projects = {steps: make_project(root / str(steps), train={"steps": steps}, mixes=["balanced"]) for steps in (1, 200, 300)}
+    subprocess.run([sys.executable, "-c", STAGES, *map(str, projects.values())], check=True)
+    return projects

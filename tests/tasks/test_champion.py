@@ -1,0 +1,315 @@
+"""Who is champion when the present one cannot be read, and when several promotions meet."""
+
+import json
+import shutil
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as parquet
+import pytest
+import requests
+from click.testing import CliRunner
+from mlflow import MlflowClient, cli
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, TEMPORARILY_UNAVAILABLE
+from prefect.states import Failed
+from sqlalchemy import Engine, event
+
+from tasks import tracking
+from tasks.registry import challenge, fetch, promote
+from tasks.tracking import RegistryUnavailable, only_if_unavailable
+from tasks.workspace import Workspace
+from tests.tasks.registered import MODEL, alias_holder, enter
+from textcraftor.config import Config
+
+CHAMPION, WORSE = 1, 2  # versions, in the order they are registered
+
+
+@pytest.fixture(scope="module")
+def two_versions(
+    tmp_path_factory: pytest.TempPathFactory, empty_store: Path, judged: dict[int, Path]
+) -> Iterator[tuple[Path, dict[int, Workspace]]]:
+    """A store whose version 1 is better than version 2, and a copy of the artifacts to restore them from."""
+    home = tmp_path_factory.mktemp("versions")
+    shutil.copyfile(empty_store, home / "mlflow.db")
+    workspaces = {steps: Workspace(folder) for steps, folder in judged.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home / 'mlflow.db'}")
+        patch.setattr(tracking, "STORE", home / "store")
+        assert [enter(workspaces[300]), enter(workspaces[200])] == [CHAMPION, WORSE]
+        shutil.copytree(home / "store", home / "backup")
+        yield home, workspaces
+
+
+@pytest.fixture
+def store(two_versions: tuple[Path, dict[int, Workspace]]) -> MlflowClient:
+    """The store as it was, version 1 the champion, nothing downloaded."""
+    home, _ = two_versions
+    for name in ("store", "models"):
+        shutil.rmtree(home / name, ignore_errors=True)
+    shutil.copytree(home / "backup", home / "store")
+    client = tracking.client()
+    client.set_registered_model_alias(MODEL, "champion", str(CHAMPION))
+    return client
+
+
+@pytest.fixture
+def config(two_versions: tuple[Path, dict[int, Workspace]]) -> Config:
+    """With a margin that version 2 does not reach against version 1."""
+    plain = two_versions[1][300].config
+    return plain.model_copy(update={"gate": plain.gate.model_copy(update={"champion_margin": {"oracle": 0.02}})})
+
+
+def stored(store: MlflowClient, version: int = CHAMPION) -> Path:
+    """The folder of a version's artifacts in MLflow's store."""
+    source = store.get_model_version(MODEL, str(version)).source
+    assert source
+    return Path(source.removeprefix("file://"))
+
+
+def _without_metadata(path: Path) -> None:
+    parquet.write_table(parquet.read_table(path).replace_schema_metadata(None), path)
+
+
+def _with_metadata(path: Path, metadata: object) -> None:
+    table = parquet.read_table(path)
+    parquet.write_table(table.replace_schema_metadata({b"textcraftor": json.dumps(metadata).encode()}), path)
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _without_rules(path: Path) -> None:
+    record = json.loads(path.read_text())
+    del record["rules"]
+    path.write_text(json.dumps(record))
+
+
+GATE, SCORES = "evidence/gate.json", "evidence/scores.parquet"
+RUINS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "all artifacts gone": (shutil.rmtree, "its artifacts are gone"),
+    "weights gone": (lambda folder: shutil.rmtree(folder / "text_encoder"), "its weights are gone"),
+    "weights changed": (lambda folder: (folder / "text_encoder/model.safetensors").write_text("?"), "do not belong together"),
+    "no gate record": (lambda folder: (folder / GATE).unlink(), "has no gate record"),
+    "gate record cut off": (lambda folder: _truncate(folder / GATE), "its gate record is damaged"),
+    "gate record not UTF-8": (
+        lambda folder: (folder / GATE).write_bytes(b"\xff"),
+        "its gate record is damaged",
+    ),
+    "gate record a list": (lambda folder: (folder / GATE).write_text("[]"), "its gate record is damaged"),
+    "gate record without rules": (lambda folder: _without_rules(folder / GATE), "its gate record is damaged"),
+    "scores gone": (lambda folder: (folder / SCORES).unlink(), "its scores are gone"),
+    "scores cut off": (lambda folder: _truncate(folder / SCORES), "its scores are damaged"),
+    "scores without metadata": (lambda folder: _without_metadata(folder / SCORES), "its scores are damaged"),
+    "metadata a list": (lambda folder: _with_metadata(folder / SCORES, []), "its scores are damaged"),
+    "metadata of nothing": (lambda folder: _with_metadata(folder / SCORES, {}), "its scores are damaged"),
+}
+
+
+@pytest.mark.parametrize("ruin", RUINS)
+def test_the_next_proven_version_replaces_an_unreadable_champion(store: MlflowClient, config: Config, ruin: str) -> None:
+    damage, reason = RUINS[ruin]
+    damage(stored(store))
+    challenged = challenge.fn(WORSE, config)
+    assert challenged.verdict == "challenger" and "version 1, is not proven: " in challenged.why and reason in challenged.why
+    promoted = promote.fn(WORSE, config)
+    assert promoted.verdict == "promoted" and "version 1, which is not proven: " in promoted.why and reason in promoted.why
+    assert alias_holder(store, "champion") == str(WORSE)
+
+
+def _delete_and_gc_run(store: MlflowClient, home: Path) -> None:
+    run_id = store.get_model_version(MODEL, str(CHAMPION)).run_id
+    assert run_id
+    store.delete_run(run_id)
+    arguments = ["--backend-store-uri", tracking.tracking_uri(), "--run-ids", run_id]
+    collected = CliRunner().invoke(cli.gc, arguments)
+    assert collected.exit_code == 0, collected.output
+    with pytest.raises(MlflowException, match="not found"):
+        store.get_run(run_id)
+
+
+def _in_database(statement: str) -> Callable[[MlflowClient, Path], None]:
+    def execute(store: MlflowClient, home: Path) -> None:
+        with sqlite3.connect(home / "mlflow.db", timeout=10) as database:
+            assert database.execute(statement).rowcount == 1
+
+    return execute
+
+
+@pytest.mark.parametrize(
+    ("ruin", "reason"),
+    [
+        (_delete_and_gc_run, "its artifacts are gone"),
+        (_in_database("UPDATE model_versions SET current_stage = 'Deleted_Internal' WHERE version = 1"), "no version '1'"),
+        (_in_database("UPDATE model_versions SET run_id = NULL, source = NULL WHERE version = 1"), "carries no proof"),
+        (_in_database("UPDATE model_versions SET run_id = 'REDACTED-RUN-ID' WHERE version = 1"), "its artifacts are gone"),
+        (_in_database("UPDATE model_version_tags SET value = 'x' WHERE version = 1 AND key = 'content'"), "were changed"),
+    ],
+    ids=["run deleted and gc'd", "version deleted, alias left", "no run", "run unknown", "registered as something else"],
+)
+def test_so_does_one_whose_champion_is_broken_in_mlflow(
+    two_versions: tuple[Path, dict[int, Workspace]],
+    store: MlflowClient,
+    config: Config,
+    ruin: Callable[[MlflowClient, Path], None],
+    reason: str,
+    tmp_path: Path,
+) -> None:
+    home, workspaces = two_versions
+    with sqlite3.connect(home / "mlflow.db", timeout=10) as database, sqlite3.connect(tmp_path / "saved.db") as saved:
+        database.backup(saved)
+    try:
+        ruin(store, home)
+        promoted = promote.fn(WORSE, config)
+        assert promoted.verdict == "promoted" and reason in promoted.why
+        assert alias_holder(store, "champion") == str(WORSE)
+        # The old champion's own candidate is not lost: it becomes a version again, and wins.
+        again = enter(workspaces[300])
+        assert again > WORSE and promote.fn(again, config).verdict == "promoted"
+    finally:
+        with sqlite3.connect(tmp_path / "saved.db") as saved, sqlite3.connect(home / "mlflow.db", timeout=10) as database:
+            saved.backup(database)
+
+
+def test_a_damaged_download_is_replaced_and_says_nothing_about_the_champion(store: MlflowClient, config: Config) -> None:
+    _truncate(fetch("champion", config) / "evidence/scores.parquet")
+    assert promote.fn(WORSE, config).verdict == "not promoted"
+    shutil.rmtree(stored(store))
+    assert promote.fn(WORSE, config).verdict == "not promoted"  # the download is still a proven champion
+
+
+def _http_error(status: int) -> requests.HTTPError:
+    response = requests.Response()
+    response.status_code = status
+    return requests.HTTPError(f"{status} Server Error", response=response)
+
+
+LOCKED = MlflowException("(sqlite3.OperationalError) database is locked", TEMPORARILY_UNAVAILABLE)
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        ("get_registered_model", LOCKED),
+        ("get_model_version", LOCKED),
+        ("download_artifacts", LOCKED),
+        ("download_artifacts", MlflowException("failures occurred: ConnectionError('reset')", INTERNAL_ERROR)),
+        ("list_artifacts", MlflowException("API request to http://127.0.0.1:1/api failed: refused", INTERNAL_ERROR)),
+        ("list_artifacts", _http_error(503)),
+        ("list_artifacts", requests.ConnectionError("Connection reset by peer")),
+        ("list_artifacts", PermissionError(13, "Permission denied")),
+        ("list_artifacts", OSError(5, "Input/output error")),
+        ("download_artifacts", OSError(28, "No space left on device")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else str(value)[:40],
+)
+def test_a_champion_that_cannot_be_read_now_is_not_replaced(
+    store: MlflowClient, config: Config, monkeypatch: pytest.MonkeyPatch, error: Exception, call: str
+) -> None:
+    fetch(str(WORSE), config)  # downloaded before, so that only the champion is missing
+    original = getattr(MlflowClient, call)
+    champion = store.get_model_version(MODEL, str(CHAMPION))
+
+    def fail(self: MlflowClient, name: str, *arguments: str) -> object:
+        if call == "get_registered_model" or name == champion.run_id or arguments == (str(CHAMPION),):
+            raise error
+        return original(self, name, *arguments)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(MlflowClient, call, fail)
+        for task in (challenge, promote):
+            with pytest.raises(RegistryUnavailable, match="Try again") as raised:
+                task.fn(WORSE, config)
+            assert only_if_unavailable(None, None, Failed(data=raised.value))
+    assert alias_holder(store, "champion") == str(CHAMPION)
+    assert promote.fn(WORSE, config).verdict == "not promoted"
+
+
+def test_a_locked_database_is_retried(
+    two_versions: tuple[Path, dict[int, Workspace]], store: MlflowClient, config: Config
+) -> None:
+    def give_up_soon(*arguments: Any) -> tuple[str, Any]:
+        _, _, statement, parameters, *_ = arguments
+        return statement.replace("busy_timeout = 20000", "busy_timeout = 50"), parameters  # ms; MLflow waits for 20 s
+
+    home, _ = two_versions
+    blocker = sqlite3.connect(home / "mlflow.db", isolation_level=None)
+    blocker.execute("BEGIN EXCLUSIVE")
+    event.listen(Engine, "before_cursor_execute", give_up_soon, retval=True)
+    try:
+        with pytest.raises(RegistryUnavailable, match="locked") as raised:
+            promote.fn(WORSE, config)
+        assert only_if_unavailable(None, None, Failed(data=raised.value))
+    finally:
+        event.remove(Engine, "before_cursor_execute", give_up_soon)
+        blocker.close()
+    assert promote.fn(WORSE, config).verdict == "not promoted"
+
+
+def after_comparing(monkeypatch: pytest.MonkeyPatch, act: Callable[[str], None]) -> None:
+    """Call `act(version)` when a version was compared with the champion, before it takes the alias."""
+    set_tag = MlflowClient.set_model_version_tag
+
+    def set_tag_and_act(self: MlflowClient, model: str, version: str, key: str, value: str) -> None:
+        set_tag(self, model, version, key, value)
+        act(version)
+
+    monkeypatch.setattr(MlflowClient, "set_model_version_tag", set_tag_and_act)
+
+
+def test_promotions_of_a_project_wait_for_each_other(
+    store: MlflowClient, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worse version finds no champion. Before it takes the alias, the better one is promoted by another thread."""
+    store.delete_registered_model_alias(MODEL, "champion")
+    compared, go_on = threading.Event(), threading.Event()
+
+    def pause(version: str) -> None:
+        if version == str(WORSE):
+            compared.set()
+            assert go_on.wait(60)
+
+    after_comparing(monkeypatch, pause)
+    verdicts: dict[int, str] = {}
+
+    def run(version: int) -> None:
+        verdicts[version] = promote.fn(version, config).verdict
+
+    threads = {version: threading.Thread(target=run, args=(version,)) for version in (WORSE, CHAMPION)}
+    threads[WORSE].start()
+    assert compared.wait(60)
+    threads[CHAMPION].start()
+    threads[CHAMPION].join(1)  # without a lock it gets through meanwhile
+    go_on.set()
+    for thread in threads.values():
+        thread.join(60)
+    assert alias_holder(store, "champion") == str(CHAMPION)
+    assert verdicts == {WORSE: "promoted", CHAMPION: "promoted"}
+
+
+@pytest.mark.parametrize("moment", ["before the move", "after the move"])
+def test_a_champion_that_appears_meanwhile_is_compared_with(
+    store: MlflowClient, config: Config, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """MLflow's UI and other machines move the alias without our lock."""
+    store.delete_registered_model_alias(MODEL, "champion")
+    set_alias = MlflowClient.set_registered_model_alias
+
+    def move_alias(*_: object) -> None:
+        set_alias(store, MODEL, "champion", str(CHAMPION))
+
+    def set_alias_and_move_it(self: MlflowClient, *arguments: str) -> None:
+        set_alias(self, *arguments)
+        move_alias()
+
+    if moment == "before the move":
+        after_comparing(monkeypatch, move_alias)
+    else:
+        monkeypatch.setattr(MlflowClient, "set_registered_model_alias", set_alias_and_move_it)
+    decision = promote.fn(WORSE, config)
+    assert decision.verdict == "not promoted" and "champion.oracle" in decision.why
+    assert alias_holder(store, "champion") == str(CHAMPION)
