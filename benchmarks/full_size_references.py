@@ -1,4 +1,4 @@
-"""Each reward at full size against its own library's computation, on the same random weights and images.
+"""Compares each reward at full size with its own library's computation, on the same random weights and images.
 
     python -m textcraftor.bench.random_weights FOLDER
     python -m benchmarks.full_size_references FOLDER [--head sac+logos+ava1-l14-linearMSE.pth]
@@ -30,7 +30,7 @@ Reference = Callable[[Tensor], Tensor]  # pixels (B, 3, 224, 224), preprocessed 
 
 
 def diagonal_cosine(model: open_clip.CLIP, architecture: str, pixels: Tensor) -> Tensor:
-    """open_clip's own towers and normalisation."""
+    """Scores under open_clip's own towers and normalisation, (B,)."""
     tokens = open_clip.get_tokenizer(architecture)(PROMPTS)
     return (model.encode_image(pixels, normalize=True) @ model.encode_text(tokens, normalize=True).T).diagonal()
 
@@ -53,7 +53,7 @@ def pickscore(folder: Path, pixels: Tensor) -> Tensor:
 
 def aesthetic(folder: Path, head: Path, pixels: Tensor) -> Tensor:
     tower = CLIPVisionModelWithProjection.from_pretrained(folder, dtype=torch.float32).eval()
-    hidden, layers = F.normalize(tower(pixel_values=pixels).image_embeds, dim=-1), read_tensors(head, "the linear stack")
+    hidden, layers = F.normalize(tower(pixel_values=pixels).image_embeds, dim=-1), read_tensors(head, "the linear head")
     for index in LAYERS:
         hidden = F.linear(hidden, layers[f"layers.{index}.weight"], layers[f"layers.{index}.bias"])
     return hidden.squeeze(1)
@@ -67,23 +67,23 @@ def row(what: str, config: RewardConfig, reference: Reference, images: Tensor) -
     reward = load_reward(what, config)
     features = reward.text_features(PROMPTS)
     reward.drop_text_tower()
-    seen = images.clone().requires_grad_()
-    scores = reward.score(seen, features)
-    (gradient,) = torch.autograd.grad(scores.sum(), seen)
+    inputs = images.clone().requires_grad_()
+    scores = reward.score(inputs, features)
+    (gradient,) = torch.autograd.grad(scores.sum(), inputs)
     step = 0.1 * gradient / gradient.norm()
     with torch.no_grad():
         ends = [reward.score(images + sign * step, features).double().sum() for sign in (1, -1)]
     slope = float(ends[0] - ends[1]) / 0.2
     size = sum(parameter.numel() for parameter in reward.parameters()) / 1e6
     difference = float((scores.detach() - expected).abs().max())
-    off = abs(slope / float(gradient.norm()) - 1)
-    return f"| `{config.kind}` | {what}, {size:,.0f} M | {float(expected.abs().max()):.4f} | {difference:.1e} | {off:.1%} |"
+    error = abs(slope / float(gradient.norm()) - 1)
+    return f"| `{config.kind}` | {what}, {size:,.0f} M | {float(expected.abs().max()):.4f} | {difference:.1e} | {error:.1%} |"
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("folder", type=Path, help="written by textcraftor.bench.random_weights")
-    arguments.add_argument("--head", type=Path, help="LAION's published linear stack; random without")
+    arguments.add_argument("--head", type=Path, help="LAION's published head; by default a random one")
     given = arguments.parse_args()
     folder: Path = given.folder
     head: Path = given.head or folder / "aesthetic/head.safetensors"
@@ -95,7 +95,7 @@ def main() -> None:
     pick_config = RewardConfig(kind="pickscore", path=str(folder / "pickscore"))
     hps_config = RewardConfig(kind="hpsv2", path=str(checkpoint), version="2.1")
     clip_config = RewardConfig(kind="clip", path=str(folder / "clip"))
-    layers = "the real head" if given.head else "a random head"
+    layers = "the published head" if given.head else "a random head"
     print("| reward | image tower | largest score | largest difference | gradient against finite differences |")
     print("|---|---|---:|---:|---:|")
     print(row(f"ViT-L/14 and {layers}", aesthetic_config, lambda px: aesthetic(folder / "aesthetic", head, px), images))

@@ -1,10 +1,11 @@
-"""One training step of Stable Diffusion 1.5 at full size on a CPU, with random weights: does it fit, and what costs what?
+"""Time and memory of one training step of Stable Diffusion 1.5 at full size on a CPU, with random weights.
 
     python -m textcraftor.bench.random_weights FOLDER
     python -m benchmarks.full_size_step FOLDER > docs/full-size.md
 
-The paper's set-up for one prompt: DDIM, 25 steps, guidance 7.5, gradient through the last 5; PickScore, HPSv2, aesthetic
-and CLIP in the mix. The step is training's own (`Objective.backward`), with gradient checkpointing in UNet and autoencoder.
+The paper's configuration for one prompt: DDIM, 25 steps, guidance 7.5, gradient through the last 5; PickScore, HPSv2,
+aesthetic and CLIP in the mix. The step is that of training (`Objective.backward`), with gradient checkpointing in UNet and
+autoencoder.
 """
 
 import argparse
@@ -33,17 +34,17 @@ GIB = 2**30
 
 
 class Ledger:
-    """Seconds, processor seconds and peak memory of each part; said on stderr as each ends."""
+    """Wall-clock seconds, CPU seconds and peak memory in GiB of each part, printed to stderr as each ends."""
 
     def __init__(self) -> None:
         self.rows: list[tuple[str, float, float, float]] = []
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak resident memory
         started, worked = time.monotonic(), time.process_time()
         yield
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back, or it would count against the next part
+        ctypes.CDLL(None).malloc_trim(0)  # return freed memory, or it would count towards the next part
         self.rows.append((name, time.monotonic() - started, time.process_time() - worked, peak_memory()))
         print("{}: {:.1f} s, {:.1f} s of processor, peak {:.1f} GiB".format(*self.rows[-1]), file=sys.stderr, flush=True)
 
@@ -63,7 +64,7 @@ def peak_memory() -> float:
 
 
 def load_rewards(folder: Path, dtype: torch.dtype, ledger: Ledger) -> tuple[dict[str, Reward], dict[str, Tensor]]:
-    """The rewards without their text towers, and the prompt's text features."""
+    """The rewards without text towers, and the text features of the prompt, by name."""
     rewards, features = {}, {}
     for name, config in reward_configs(folder).items():
         with ledger.part(f"load {name}, encode the prompt, drop its text tower"):
@@ -74,7 +75,7 @@ def load_rewards(folder: Path, dtype: torch.dtype, ledger: Ledger) -> tuple[dict
 
 
 def run(folder: Path, dtype: torch.dtype, steps: int = 25, grad_steps: int = 5) -> tuple[Ledger, str]:
-    """The whole step; returns the ledger and one line on what came out."""
+    """Run the step; returns the ledger and a summary of rewards and gradient."""
     ledger = Ledger()
     with ledger.part("load Stable Diffusion 1.5, copy the text encoder"):
         size = 64 if (folder / "clip/open_clip_model.safetensors").stat().st_size < GIB else 512

@@ -1,9 +1,9 @@
-"""Kill a training run again and again, at random moments and amid checkpoints: does it end in the same bytes?
+"""Kills a training run at random moments and while it writes checkpoints, and checks that its result has the same bytes.
 
     python -m benchmarks.kills --kills 20
 
-Trains a few prompts of the tiny world unbroken, then once more with SIGKILL after SIGKILL, each time resumed by the same
-call, and compares the digests of the whole artifacts: weights, history, sample grids, proof.
+Trains on a few prompts of the tiny world without interruption, then again with SIGKILLs, resuming with the same call each
+time, and compares the digests of both artifacts: weights, history, sample grids, proof.
 """
 
 import argparse
@@ -33,15 +33,15 @@ from textcraftor.training.stages import train_text_encoder
 CPU = torch.device("cpu")
 
 
-# Children come from a server that has imported everything and computed nothing: quick, and no thread is forked away.
+# Children are forked from a server that has imported everything but started no threads: fast and safe.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["benchmarks.kills"])
 
 
 def killed(work: Callable[..., object], arguments: tuple[Any, ...], moment: Callable[[], bool]) -> bool:
-    """Run `work` in a process of its own and kill it once `moment` says so. Returns False when it ended before that.
+    """Run `work` in a child process and kill it as soon as `moment()` is true.  Returns False if it ended before that.
 
-    Raises RuntimeError when it failed on its own.
+    Raises RuntimeError if it failed.
     """
     child = FORKS.Process(target=_quietly, args=(Path.cwd(), work, arguments))
     child.start()
@@ -64,9 +64,9 @@ def _quietly(folder: Path, work: Callable[..., object], arguments: tuple[Any, ..
 
 
 def survive(config: Config, mix: str, root: Path, kills: int, seed: int = 0) -> dict[str, Any]:
-    """Unbroken and broken run of one mix in a prepared workspace: the digests of both and where the kills struck.
+    """Train one mix in a prepared workspace without and with kills; returns both digests and the number of kills.
 
-    Every other kill waits for a checkpoint that is being written.
+    Every other kill waits until a checkpoint is being written.
     """
     out, draw = root / "data/encoders" / mix, random.Random(seed)
     run = (train_text_encoder, (config, mix, root, CPU))
@@ -91,7 +91,7 @@ def survive(config: Config, mix: str, root: Path, kills: int, seed: int = 0) -> 
 
 @dataclass(frozen=True)
 class Moment:
-    """True from a time on; with `root`, only while a checkpoint there is being written."""
+    """True after `deadline`; with `root`, only while a checkpoint in that workspace is being written."""
 
     deadline: float
     root: Path | None
@@ -103,7 +103,7 @@ class Moment:
 
 
 def main() -> None:
-    """A workspace of its own, on the shipped tiny model."""
+    """Run in a temporary workspace with the shipped tiny model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--steps", type=int, default=40)

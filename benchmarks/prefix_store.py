@@ -1,9 +1,9 @@
-"""Random batches from the prefix store against the same rows in one tensor in memory: time, memory, what proof costs.
+"""Compares random batches from the prefix store with the same rows of one tensor in memory: time, memory, verification.
 
     python -m benchmarks.prefix_store [--rows 200000] [--channels 4] [--size 16] [--batch 64] [--batches 500] [--folder DIR]
 
-Each way runs in a process of its own. The store's pages are in the system's cache, as after `prepare`; reading from a cold
-disk costs what the disk costs. 4 x 64 x 64 is SD 1.5 at 512 px: 64 KB a row in float32.
+Each variant runs in its own process. The store's pages are in the page cache, as after `prepare`; a cold disk adds its read
+time. 4 x 64 x 64 is SD 1.5 at 512 px: 64 KB per row in float32.
 """
 
 import argparse
@@ -34,12 +34,12 @@ def content(rows: int) -> StoreContent:
 
 
 def memory() -> float:
-    """Bytes: the most this process has held."""
+    """Peak resident memory of this process, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def measure(way: str, folder: Path, rows: int, batch: int, batches: int) -> dict[str, float]:
-    """Seconds to open and a batch, and the memory beyond what the process held before."""
+    """Seconds to open and per batch, and the growth of peak memory in bytes.  way: "tensor" or "store"."""
     wanted, before, started = content(rows), memory(), time.perf_counter()
     source: Store | torch.Tensor = Store(folder, wanted)
     if way == "tensor":
