@@ -47,7 +47,7 @@ def fetch(alias_or_version: str, config: Config) -> Path:
     RegistryUnavailable when it cannot be read now.
     """
     model = config.registry.name
-    with _unavailable_in_one_line(f"{alias_or_version!r} of {model}"):
+    with _unavailable_in_one_line(f"version {alias_or_version} of {model}"):
         mlflow = client()
         version = _find(mlflow, model, alias_or_version)
         if not version.run_id or "identity" not in version.tags:
@@ -61,7 +61,7 @@ def fetch(alias_or_version: str, config: Config) -> Path:
             _check(folder, version)
         except Unproven:  # not downloaded yet, or the download is damaged
             with locked(models / "lock"):
-                _replace(folder, mlflow, version)
+                _repair(folder, mlflow, version)
         return folder
 
 
@@ -98,7 +98,10 @@ def _check(folder: Path, version: ModelVersion) -> None:
         raise Unproven(f"{_not_proven(version.name, version.version)}its artifacts were changed after it was registered")
 
 
-def _replace(folder: Path, mlflow: MlflowClient, version: ModelVersion) -> None:
+def _repair(folder: Path, mlflow: MlflowClient, version: ModelVersion) -> None:
+    """Download a version to `folder`, unless another process just did. Raises Unproven."""
+    with contextlib.suppress(Unproven):
+        return _check(folder, version)
     with TemporaryDirectory() as scratch:
         downloaded = _download(mlflow, version, Path(scratch))
         _check(downloaded, version)

@@ -136,7 +136,7 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="What to draw.")],
     model: Annotated[str, typer.Option(help="champion, challenger, a version, a candidate, or a folder.")] = "champion",
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("generated.png"),
-    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
     params: Params = PARAMS,
     profile: Profile = None,
     device: Device = "auto",
