@@ -16,7 +16,16 @@ from pydantic import BaseModel
 
 from tasks import tracking
 from tasks.evidence import Record, Unproven, prove
-from tasks.tracking import ARTIFACT, RegistryUnavailable, candidate_tags, client, locked, only_if_unavailable, tracking_uri
+from tasks.tracking import (
+    ARTIFACT,
+    RegistryUnavailable,
+    candidate_tags,
+    client,
+    locked,
+    only_if_unavailable,
+    tracking_uri,
+    without_credentials,
+)
 from tasks.versions import CHALLENGER, CHAMPION, Champion, champion_version, fetch, find_champion
 from tasks.workspace import Workspace
 from textcraftor.config import Config
@@ -147,7 +156,7 @@ def promote(version: int, config: Config, by_hand: bool = False) -> Decision:
 
 def version_page(model: str, version: int) -> str | None:
     """URL of a version in MLflow's UI; None without a server."""
-    uri = tracking_uri()
+    uri = without_credentials(tracking_uri())
     return f"{uri}/#/models/{model}/versions/{version}" if uri.startswith("http") else None
 
 

@@ -52,6 +52,11 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{STORE / 'mlflow.db'}"
 
 
+def without_credentials(text: str) -> str:
+    """Text without the user and password in its URLs, for messages and links."""
+    return re.sub(r"(\w+://)[^/\s@]+@", r"\1", text)
+
+
 def only_if_unavailable(task: Any, task_run: Any, state: Any) -> bool:
     """Retry a connection that failed and a database that was locked; MLflow's refusals stay refusals."""
     error = state.result(raise_on_failure=False)

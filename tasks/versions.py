@@ -19,7 +19,7 @@ from mlflow.exceptions import MlflowException
 
 from tasks import tracking
 from tasks.evidence import Record, Unproven, content_digest, prove
-from tasks.tracking import ARTIFACT, RegistryUnavailable, client, locked, tracking_uri
+from tasks.tracking import ARTIFACT, RegistryUnavailable, client, locked, tracking_uri, without_credentials
 from textcraftor.artifact import written_aside
 from textcraftor.config import Config
 from textcraftor.errors import ModelError
@@ -160,7 +160,8 @@ def _unavailable_in_one_line(what: str) -> Iterator[None]:
         yield
     except (MlflowException, requests.RequestException, OSError) as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise RegistryUnavailable(
+        message = (
             f"{what[0].upper()}{what[1:]} cannot be read from MLflow at {tracking_uri()} now: {reason}. Try again when it "
             "can; if it is lost for good, remove its alias in MLflow"
-        ) from error
+        )
+        raise RegistryUnavailable(without_credentials(message)) from error

@@ -12,8 +12,8 @@ from mlflow import MlflowClient
 from tasks import tracking
 from tasks.evidence import Unproven
 from tasks.gate import Verdict, read_verdict
-from tasks.registry import challenge, fetch, promote, register
-from tasks.tracking import track
+from tasks.registry import challenge, fetch, promote, register, version_page
+from tasks.tracking import RegistryUnavailable, track
 from tasks.workspace import Workspace
 from tests.tasks.registered import MODEL, alias_holder, enter
 from textcraftor.errors import ModelError
@@ -235,3 +235,12 @@ def test_a_deleted_experiment_is_restored(store: MlflowClient, workspaces: dict[
     assert experiment
     store.delete_experiment(experiment.experiment_id)
     assert enter(workspaces[300]) == 2
+
+
+def test_no_password_in_messages_and_links(workspaces: dict[int, Workspace], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://someone:secret@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    assert version_page("model", 1) == "http://127.0.0.1:9/#/models/model/versions/1"
+    with pytest.raises(RegistryUnavailable, match=r"MLflow at http://127\.0\.0\.1:9 now") as raised:
+        fetch("champion", workspaces[200].config)
+    assert "secret" not in str(raised.value)
