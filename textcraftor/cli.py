@@ -213,7 +213,7 @@ def bench_train(
     mix: Annotated[str | None, typer.Option(help="A mix of the profile; without, `paper`, the published four rewards.")] = None,
     profile: Profile = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    repeats: Annotated[int, typer.Option(min=1, help="Rounds in which all take turns.")] = 8,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds; each times the reference and our steps one after another.")] = 8,
     micro_batch: Annotated[int | None, typer.Option(min=1, help="Of our step; it bounds its memory.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE over the profile, such as train.decode_size=4.")

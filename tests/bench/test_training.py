@@ -1,4 +1,4 @@
-"""The bench: both steps have the same gradient, and the work is counted in UNet forwards."""
+"""`bench train`: both steps compute the same gradient, and work is counted in UNet forwards."""
 
 import json
 from pathlib import Path
@@ -9,8 +9,9 @@ from torch import nn
 
 from tests.training.test_stages import run
 from textcraftor.bench import bench_training
-from textcraftor.bench.meters import peak_bytes, resident_bytes, spread
+from textcraftor.bench.meters import largest_relative_difference, peak_bytes, resident_bytes
 from textcraftor.bench.random_weights import with_random_weights, write_all
+from textcraftor.bench.training import paired_ratios
 from textcraftor.config import Config, TrainConfig, load
 from textcraftor.errors import ConfigError
 
@@ -18,6 +19,7 @@ __all__ = ["run"]  # the fixture
 CPU = torch.device("cpu")
 KEYS = {
     "speed_ratio_cached",
+    "speed_ratio_cached_range",
     "speed_ratio_inline",
     "memory_ratio",
     "gradient_max_rel_diff",
@@ -31,24 +33,24 @@ def settings(run: Config, **train: object) -> Config:
     return run.model_copy(update={"train": TrainConfig.model_validate({**run.train.model_dump(), "grad_steps": 2, **train})})
 
 
-def test_the_gradient_is_the_same_for_fewer_forwards(run: Config) -> None:
+def test_same_gradient_with_fewer_unet_forwards(run: Config) -> None:
     found = bench_training(settings(run, batch_size=4), "redder", CPU, repeats=1)
     assert found.keys() >= KEYS and json.dumps(found)
     assert found["gradient_max_rel_diff"] <= 1e-4
-    # Of 5 steps, 2 with gradient: 5 + 2 recomputed + 2 * 2 backward; from the cache 2 + 2, with the prefix 3 more.
+    # 5 steps, 2 with gradient: 5 + 2 recomputed + 2 * 2 backward. From the cache 2 + 2; computing the prefix takes 3 more.
     assert found["unet_forwards_reference"] == 11
     assert (found["unet_forwards_ours"], found["unet_forwards_ours_inline"]) == (4, 7)
 
 
-def test_memory_is_chosen_by_the_micro_batch(run: Config) -> None:
+def test_a_smaller_micro_batch_needs_less_memory(run: Config) -> None:
     plain = settings(run, batch_size=4, frozen_kernels=False, decode_size=None)
     whole, parts = (bench_training(plain, "redder", CPU, 1, micro_batch=size) for size in (4, 1))
     assert parts["memory_ratio"] < 0.5 * whole["memory_ratio"]
     assert parts["gradient_max_rel_diff"] <= 1e-4 and parts["unet_forwards_ours"] == 4
 
 
-def test_what_the_published_code_does_not_know_is_refused(run: Config) -> None:
-    with pytest.raises(ConfigError, match="DDIM and truncated"):
+def test_settings_the_published_code_lacks_raise_config_error(run: Config) -> None:
+    with pytest.raises(ConfigError, match="only DDIM and truncated"):
         bench_training(settings(run, gradient="random"), "redder", CPU)
     with pytest.raises(ConfigError, match="does not divide"):
         bench_training(settings(run, batch_size=4), "redder", CPU, micro_batch=3)
@@ -56,7 +58,7 @@ def test_what_the_published_code_does_not_know_is_refused(run: Config) -> None:
         with_random_weights(run, Path("nowhere"))
 
 
-def test_random_weights_of_full_layout(tmp_path: Path) -> None:
+def test_random_weights_in_the_published_layout(tmp_path: Path) -> None:
     write_all(tmp_path, small=True)
     overrides = {
         "base": {"resolution": 64, "dtype": "float32"},
@@ -68,11 +70,17 @@ def test_random_weights_of_full_layout(tmp_path: Path) -> None:
     assert found["gradient_max_rel_diff"] <= 1e-4
 
 
-def test_the_meters() -> None:
-    """What is held at a time counts, not what is made; shared parameters count once."""
+def test_peak_and_resident_bytes_and_relative_difference() -> None:
+    """Peak memory counts what is held at the same time; shared parameters count once."""
     step = lambda: [torch.ones(1000).sum() for _ in range(5)]  # noqa: E731
     assert 4000 <= peak_bytes(step, CPU) < 8000
     linear = nn.Linear(3, 5)
     assert resident_bytes([linear, nn.Sequential(linear)]) == 4 * 20
     ours, theirs = torch.tensor([1.0, 0.0]), torch.tensor([1.0, 0.1])
-    assert spread([(ours, theirs)]) == pytest.approx(0.1 / 1.01**0.5)
+    assert largest_relative_difference([(ours, theirs)]) == pytest.approx(0.1 / 1.01**0.5)
+
+
+def test_ratios_are_paired_within_a_round() -> None:
+    """A round in which the machine is three times slower moves neither the median nor the range."""
+    ratios = paired_ratios([4.0, 12.0, 5.0], [2.0, 6.0, 2.0])
+    assert ratios == {"median": 2.0, "min": 2.0, "max": 2.5}

@@ -126,6 +126,22 @@ def test_only_the_tuned_encoder_receives_gradient(base: Base, tuned: TunedModel)
     assert sum(p.grad.abs().sum() for p in tuned.text_encoder.parameters() if p.grad is not None) > 0
 
 
+def test_saturated_pixels_pass_their_gradient(base: Base) -> None:
+    """Decoded images are clamped to [0, 1] in value alone, so a white or black pixel can still be moved back."""
+    sampler = Sampler(base, CHAIN, 0.4)
+    latents = (100 * sampler.noise(SEEDS)).requires_grad_()
+    unclamped = base.pipe.vae.decode(base.vae_input(latents)).sample / 2 + 0.5
+    images = sampler.decode(latents)
+    assert torch.equal(images, unclamped.clamp(0, 1))
+    saturated = (images == 0) | (images == 1)
+    assert saturated.any() and not saturated.all()
+    gradient, expected = (
+        torch.autograd.grad((image * saturated).sum(), latents, retain_graph=True)[0] for image in (images, unclamped)
+    )
+    assert expected.abs().sum() > 0
+    torch.testing.assert_close(gradient, expected)
+
+
 def test_gradient_checkpointing_changes_no_gradient(base: Base, tuned: TunedModel) -> None:
     sampler = Sampler(base, CHAIN, 0.4)
     prefix = sampler.prefix(PROMPTS, SEEDS)

@@ -75,7 +75,7 @@ class Deaf(Redness):
 
 
 def with_rewards(made: Objective, rewards: dict[str, Redness]) -> tuple[Objective, Batch]:
-    mix = RewardMix(rewards, {name: 10.0 / (1 + place) for place, name in enumerate(rewards)})
+    mix = RewardMix(rewards, {name: 10.0 / (1 + index) for index, name in enumerate(rewards)})
     rows = dataclasses.replace(batch(made), text_features={name: r.text_features(PROMPTS) for name, r in rewards.items()})
     return dataclasses.replace(made, mix=mix), rows
 
@@ -112,12 +112,12 @@ def test_stop_gradient_streams_what_autograd_would_hold_at_once(
     chosen = made.chosen_steps(0)
     assert len(chosen) == grad_steps and all(3 <= at < 6 for at in chosen)
     conditioning = base.conditioning(PROMPTS, tuned)
-    latents, memory = sampler.solver.unpack(rows.latents, sampler.switch_step)
+    latents, history = sampler.solver.unpack(rows.latents, sampler.switch_step)
     for step_index in range(sampler.switch_step, 6):
-        for place in sampler.solver.evaluations(step_index):
+        for call in sampler.solver.unet_calls(step_index):
             with torch.set_grad_enabled(step_index in chosen):
-                noise_pred = sampler.guided(latents.detach(), conditioning, place, base.pipe.unet)
-            latents, memory = sampler.solver.step(noise_pred, place, latents, memory)
+                noise_pred = sampler.predict_noise(latents.detach(), conditioning, call, base.pipe.unet)
+            latents, history = sampler.solver.step(noise_pred, call, latents, history)
     total, _ = made.mix(sampler.decode(latents), rows.text_features)
     (-total.mean()).backward()
     at_once = torch.cat([p.grad.flatten() for p in tuned.text_encoder.parameters() if p.grad is not None])
@@ -152,7 +152,7 @@ def test_the_last_prediction_is_the_image(base: Base, scheduler: str) -> None:
     prefix, conditioning = sampler.prefix(PROMPTS, range(4)), base.conditioning(PROMPTS)
     with torch.no_grad():
         latents = sampler.finish(prefix, conditioning)
-        predicted = sampler.predict(prefix, conditioning, 19)
+        predicted = sampler.predict_original(prefix, conditioning, 19)
     assert (predicted - latents).norm() <= 0.1 * latents.norm()
 
 

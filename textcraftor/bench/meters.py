@@ -1,4 +1,4 @@
-"""What a step costs: seconds, peak memory, UNet forwards."""
+"""Measurements of a training step: seconds, peak memory, UNet forwards, difference of gradients."""
 
 import contextlib
 import time
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def seconds(step: Callable[[], object], device: torch.device) -> tuple[float, float]:
-    """(wall seconds, processor seconds of this process) of one call, the device's work included in the first."""
+    """Wall seconds and CPU seconds of this process for one call. Wall seconds include the work of the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     started, worked = time.perf_counter(), time.process_time()
@@ -21,14 +21,14 @@ def seconds(step: Callable[[], object], device: torch.device) -> tuple[float, fl
 
 
 def peak_bytes(step: Callable[[], object], device: torch.device) -> int:
-    """The most memory that tensors made by one call held at a time, above what was held before."""
+    """Peak memory of the tensors that one call allocates, in bytes above what was allocated before it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         step()
         return int(torch.cuda.max_memory_allocated(device)) - before
-    # The CPU's allocator keeps no peak; the profiler sees each allocation. Resident memory would count caches too.
+    # torch tracks no peak on the CPU, but its profiler records each allocation. Resident memory would count caches too.
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         step()
@@ -42,24 +42,24 @@ def peak_bytes(step: Callable[[], object], device: torch.device) -> int:
 
 
 def resident_bytes(modules: Iterable[nn.Module]) -> int:
-    """Parameters and buffers of the modules; what they share counts once."""
+    """Bytes of the parameters and buffers of the modules. Shared tensors count once."""
     tensors = {t.data_ptr(): t for module in modules for t in (*module.parameters(), *module.buffers())}
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
-def unwanted_bytes(modules: Iterable[nn.Module]) -> int:
-    """Gradients that lie in the modules' weights; what they share counts once."""
+def gradient_bytes(modules: Iterable[nn.Module]) -> int:
+    """Bytes of the gradients stored in the modules' parameters. Shared parameters count once."""
     weights = {weight.data_ptr(): weight for module in modules for weight in module.parameters()}
     gradients = [weight.grad for weight in weights.values() if weight.grad is not None]
     return sum(gradient.numel() * gradient.element_size() for gradient in gradients)
 
 
 @contextlib.contextmanager
-def counted(unet: nn.Module, rows: int) -> Iterator[dict[str, float]]:
-    """Count a UNet's work on a batch of `rows` guided samples, in forwards of one guided step of all of them.
+def count_unet_work(unet: nn.Module, rows: int) -> Iterator[dict[str, float]]:
+    """Count a UNet's forward and backward passes, in units of one guided forward pass of `rows` samples.
 
-    `forwards` and `recomputed` as called; `backwards` cost one each for the gradient to the input, and one more where
-    weights get one.
+    `forwards` includes recomputed ones. A backward pass costs one unit for the gradient of the input, and another where
+    weights get a gradient.
     """
     work = {"forwards": 0.0, "backwards": 0.0}
     weights = any(parameter.requires_grad for parameter in unet.parameters())
@@ -81,12 +81,12 @@ def counted(unet: nn.Module, rows: int) -> Iterator[dict[str, float]]:
         hook.remove()
 
 
-def spread(gradients: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """The largest relative difference |ours - theirs| / |theirs| of any tensor (2-norms).
+def largest_relative_difference(gradients: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """The largest |ours - theirs| / |theirs| of any tensor (2-norms).
 
-    A tensor with less than a millionth of the whole gradient is left out: it is zero in exact arithmetic (a key's bias,
-    which softmax cannot see), and what is left of it is rounding.
+    Tensors with less than a millionth of the total gradient norm are skipped: they are zero in exact arithmetic (a
+    key's bias does not change a softmax), so only rounding is left of them.
     """
     norms = [(float((ours - theirs).norm()), float(theirs.norm())) for ours, theirs in gradients]
-    whole = sum(norm**2 for _, norm in norms) ** 0.5
-    return max(difference / norm for difference, norm in norms if norm > 1e-6 * whole)
+    total = sum(norm**2 for _, norm in norms) ** 0.5
+    return max(difference / norm for difference, norm in norms if norm > 1e-6 * total)

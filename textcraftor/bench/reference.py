@@ -1,9 +1,9 @@
 """A plain training step with the semantics of the published code, to measure ours against: 40 UNet forwards.
 
-Nothing is cached: the whole chain, the prompts' features and both embeddings are computed in every step. The steps that
+Nothing is cached: every step computes the whole chain, the prompts' text features and both embeddings. The steps that
 carry gradient are checkpointed. UNet, VAE and rewards keep `requires_grad`, so weight gradients are computed for them,
-which nobody reads and nobody zeroes. It shares no code with `Sampler` or `Objective`; what differs from the published
-code is what would make another gradient: rewards are scored as ours are (`docs/decisions/published-code.md`).
+which nobody reads or zeroes. It shares no code with `Sampler` or `Objective`. Where the published code's loss differs
+from ours (preprocessing, clamp; `docs/decisions/published-code.md`) it takes ours, so that the gradients are comparable.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,8 +18,11 @@ from textcraftor.config import ChainConfig
 from textcraftor.rewards import Reward
 
 
-class PlainLoop:
-    """pipe: a Stable Diffusion pipeline; encoder: the copy of its text encoder that is tuned."""
+class ReferenceLoop:
+    """The published training step.
+
+    pipe: a Stable Diffusion pipeline.  encoder: the copy of its text encoder that is tuned.
+    """
 
     def __init__(
         self,
@@ -37,11 +40,11 @@ class PlainLoop:
 
     @property
     def modules(self) -> list[nn.Module]:
-        """What keeps `requires_grad` although nobody wants its gradient."""
+        """The modules that keep `requires_grad` although their gradients are not used."""
         return [self.pipe.unet, self.pipe.vae, *self.rewards.values()]
 
     def step(self, prompts: Sequence[str], noise: Tensor) -> None:
-        """Leave the gradient of the loss in the encoder and, unwanted, in everything else."""
+        """Compute the gradient of the loss: in the encoder, and unused in every other module."""
         timesteps = self.scheduler.timesteps
         with torch.no_grad():
             frozen_embeds = self._embed(self.pipe.text_encoder, prompts)
@@ -54,7 +57,8 @@ class PlainLoop:
             else:
                 latents = checkpoint(self._denoise, latents, timestep, embeds, use_reentrant=False)
         images = self.pipe.vae.decode((latents / self.pipe.vae.config.scaling_factor).to(self.pipe.vae.dtype)).sample
-        images = (images.float() / 2 + 0.5).clamp(0, 1)
+        images = images.float() / 2 + 0.5
+        images = images + (images.clamp(0, 1) - images).detach()  # saturated pixels pass their gradient
         total = torch.zeros(len(prompts), device=images.device)
         for name, weight in self.weights.items():
             reward = self.rewards[name]

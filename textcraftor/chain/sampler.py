@@ -1,33 +1,32 @@
 """The differentiable denoising chain: two encoders, one switch, guidance, truncated gradient.
 
-Steps before the switch are conditioned by the frozen encoder E0 (and the frozen UNet), steps from it on by what
-is tuned, the empty prompt included. Training switches late and carries gradient through the last steps only;
-sampling switches early (paper table 4). The first part depends on nothing that is tuned, so its state can be
-cached and handed back as `prefix`: the latents, and for a multistep solver its history with them, so that the
-chain goes on exactly as it would have without the cache.
+Steps before the switch are conditioned by the frozen text encoder (and use the frozen UNet). Steps from the switch on use
+what is tuned, for the empty prompt as well. Training switches late and backpropagates through the last steps only;
+sampling switches early (paper table 4). The first part depends on nothing that is tuned, so its state can be cached
+and passed back as `prefix`: the latents and, for a multistep solver, its history. The chain then continues exactly as
+it would have without the cache.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from textcraftor.chain.solver import Memory, Solver
+from textcraftor.chain.solver import History, Solver
 from textcraftor.config import ChainConfig, switch_step
 from textcraftor.errors import ModelError
-from textcraftor.kernels.twins import twins
 from textcraftor.models.base import Base, TunedModel
 from textcraftor.models.conditioning import Conditioning
 
 
 class Sampler:
-    """The chain of one base model, with the switch of one use: training's, or sampling's.
+    """The chain of one base model with one switch: training's, or sampling's.
 
-    Stateless between calls; each prompt's noise comes from its own seed, so that batch size, order and sharding
-    change results by rounding only. Latents and the solver's arithmetic are float32 whatever the base's dtype;
-    UNet and VAE get their inputs in the base's.
+    Stateless between calls. Each prompt's noise comes from its own seed, so batch size, order and sharding change
+    results by rounding only. Latents and the solver's arithmetic are float32 whatever the base's dtype; UNet and VAE
+    get their inputs in the base's dtype.
     """
 
     def __init__(self, base: Base, chain: ChainConfig, switch_at: float):
@@ -37,7 +36,7 @@ class Sampler:
         self.switch_step = switch_step(switch_at, chain.num_inference_steps)
         self.solver = Solver(chain, base.pipe.scheduler.config, base.device)
         self.latents_dtype = torch.promote_types(base.dtype, torch.float32)
-        # Functions of a module, so that `acceleration` can compile them for the tuned and the frozen one alike.
+        # Module-level functions, so that `acceleration` can compile them for the tuned and the frozen model alike.
         self.call_unet: Callable[..., Tensor] = _call_unet
         self.call_decoder: Callable[..., Tensor] = _call_decoder
 
@@ -45,10 +44,10 @@ class Sampler:
     def prefix_shape(self) -> tuple[int, int, int]:
         """(C', h, w) of one prefix: the latents' channels, and as many again for each tensor of the solver's history."""
         channels, height, width = self.base.latent_shape
-        return channels * (1 + self.solver.memory_at(self.switch_step)), height, width
+        return channels * (1 + self.solver.history_length(self.switch_step)), height, width
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
-        """z_T for each seed: (B, C, h, w). Drawn on the CPU, so every device starts from the same noise."""
+        """Initial latents z_T for each seed: (B, C, h, w). Drawn on the CPU, so every device starts from the same noise."""
         shape = self.base.latent_shape
         rows = [torch.randn(shape, generator=torch.Generator().manual_seed(int(seed))) for seed in seeds]
         latents = torch.stack(rows).to(self.base.device, self.latents_dtype)
@@ -56,13 +55,13 @@ class Sampler:
 
     @torch.no_grad()
     def prefix(self, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-        """The chain's state at the switch, (B, C', h, w): all that belongs to the frozen model. See `prefix_shape`."""
+        """The chain's state at the switch, (B, C', h, w), computed by the frozen model alone. See `prefix_shape`."""
         conditioning = self.base.conditioning(prompts)
         latents = self.noise(seeds)
-        memory: Memory = ()
+        history: History = ()
         for step_index in range(self.switch_step):
-            latents, memory = self._step(latents, memory, conditioning, step_index, self.base.pipe.unet)
-        return self.solver.pack(latents, memory)
+            latents, history = self._step(latents, history, conditioning, step_index, self.base.pipe.unet)
+        return self.solver.pack(latents, history)
 
     def finish(
         self,
@@ -72,9 +71,9 @@ class Sampler:
         grad_steps: int = 0,
         gradient_checkpointing: bool = False,
     ) -> Tensor:
-        """Latents z_0, (B, C, h, w), from the state at the switch.
+        """Run the chain from the switch to its end: latents z_0, (B, C, h, w).
 
-        prefix: (B, C', h, w), see `prefix`.  conditioning: of B prompts.  unet: None is the base's own.
+        prefix: (B, C', h, w), see `prefix`.  conditioning: of B prompts.  unet: None means the base's own.
         The last `grad_steps` steps carry gradient to the conditioning, and to `unet` where it is trained; the others
         carry none (truncated backpropagation: K in paper section 3.2.2; AlignProp; DRaFT-K).
         Raises ModelError when the prefix is of another base, solver or switch.
@@ -84,54 +83,61 @@ class Sampler:
                 f"The prefix is {tuple(prefix.shape[1:])} (channels, height, width), and {self.solver.name} from step "
                 f"{self.switch_step} of this base needs {self.prefix_shape}. Run `textcraftor prepare` again"
             )
-        latents, memory = self.solver.unpack(prefix.to(self.base.device, self.latents_dtype), self.switch_step)
+        latents, history = self.solver.unpack(prefix.to(self.base.device, self.latents_dtype), self.switch_step)
         unet = unet or self.base.pipe.unet
         first_with_grad = self.num_inference_steps - grad_steps
         for step_index in range(self.switch_step, self.num_inference_steps):
             carries_grad = step_index >= first_with_grad and torch.is_grad_enabled()
             with torch.set_grad_enabled(carries_grad):
-                arguments = (latents, memory, conditioning, step_index, unet)
+                arguments = (latents, history, conditioning, step_index, unet)
                 if carries_grad and gradient_checkpointing:
-                    latents, memory = checkpoint(self._step, *arguments, use_reentrant=False)
+                    latents, history = checkpoint(self._step, *arguments, use_reentrant=False)
                 else:
-                    latents, memory = self._step(*arguments)
+                    latents, history = self._step(*arguments)
         return latents
 
     def _step(
-        self, latents: Tensor, memory: Memory, conditioning: Conditioning, step_index: int, unet: nn.Module
-    ) -> tuple[Tensor, Memory]:
-        """One guided step: eps = uncond + guidance_scale * (cond - uncond), both in one batch.
+        self, latents: Tensor, history: History, conditioning: Conditioning, step_index: int, unet: nn.Module
+    ) -> tuple[Tensor, History]:
+        """One denoising step: one UNet call, or two for some solvers (`Solver.unet_calls`)."""
+        for call in self.solver.unet_calls(step_index):
+            noise_pred = self.predict_noise(latents, conditioning, call, unet)
+            latents, history = self.solver.step(noise_pred, call, latents, history)
+        return latents, history
 
-        What the UNet predicts may be the noise or, as in SD 2.x, the velocity: the solver knows.
+    def predict_noise(self, latents: Tensor, conditioning: Conditioning, call: int, unet: nn.Module) -> Tensor:
+        """The guided prediction uncond + guidance_scale * (cond - uncond), (B, C, h, w); both halves in one batch.
+
+        call: index into `solver.timesteps`. A UNet may predict the velocity instead, as in SD 2.x; the solver knows.
         """
-        for place in self.solver.evaluations(step_index):
-            noise_pred = self.guided(latents, conditioning, place, unet)
-            latents, memory = self.solver.step(noise_pred, place, latents, memory)
-        return latents, memory
-
-    def guided(self, latents: Tensor, conditioning: Conditioning, place: int, unet: nn.Module) -> Tensor:
-        """What the UNet predicts at a place of the solver's timesteps, guided: (B, C, h, w)."""
-        pair = twins(self.solver.scale(latents, place).to(self.base.dtype))
+        model_input = self.solver.scale(latents, call).to(self.base.dtype)
         with self.base.autocast(unet):
-            predicted = self.call_unet(unet, pair, self.solver.timesteps[place], conditioning.unet_inputs)
+            predicted = self.call_unet(
+                unet, torch.cat([model_input, model_input]), self.solver.timesteps[call], conditioning.unet_inputs
+            )
         uncond, cond = predicted.to(latents.dtype).chunk(2)
         return uncond + self.guidance_scale * (cond - uncond)
 
-    def predict(self, prefix: Tensor, conditioning: Conditioning, at: int, unet: nn.Module | None = None) -> Tensor:
-        """z_0 as predicted at step index `at`, (B, C, h, w); gradient through that one step (ReFL, `one_step`)."""
-        latents, memory = self.solver.unpack(prefix.to(self.base.device, self.latents_dtype), self.switch_step)
+    def predict_original(
+        self, prefix: Tensor, conditioning: Conditioning, step_index: int, unet: nn.Module | None = None
+    ) -> Tensor:
+        """z_0 as predicted at `step_index`, (B, C, h, w); gradient through that one step (ReFL, `one_step`)."""
+        latents, history = self.solver.unpack(prefix.to(self.base.device, self.latents_dtype), self.switch_step)
         unet = unet or self.base.pipe.unet
         with torch.no_grad():
-            for step_index in range(self.switch_step, at):
-                latents, memory = self._step(latents, memory, conditioning, step_index, unet)
-        place = self.solver.evaluations(at)[0]
-        return self.solver.predicted_original(self.guided(latents, conditioning, place, unet), place, latents)
+            for earlier in range(self.switch_step, step_index):
+                latents, history = self._step(latents, history, conditioning, earlier, unet)
+        call = self.solver.unet_calls(step_index)[0]
+        return self.solver.predict_original(self.predict_noise(latents, conditioning, call, unet), call, latents)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1]; differentiable, clamped like the pipeline's own post-processing."""
+        """Images (B, 3, H, W) in [0, 1], clamped in value like the pipeline's own post-processing.
+
+        Differentiable. The clamp passes the gradient of saturated pixels, or they could never leave white or black.
+        """
         vae = self.base.pipe.vae
         images = self.call_decoder(vae, self.base.vae_input(latents))
-        return (images.float() / 2 + 0.5).clamp(0, 1)
+        return cast(Tensor, _StraightThroughClamp.apply(images.float() / 2 + 0.5))
 
     @torch.no_grad()
     def generate(
@@ -143,13 +149,25 @@ class Sampler:
     ) -> Tensor:
         """Images (B, 3, H, W) in [0, 1], one for each prompt and its seed.
 
-        tuned: None draws with the base alone.  prefix: the state at the switch, from `prefix`; computed
-        here when not given, and only then are the seeds read.
+        tuned: None draws with the base alone.  prefix: the state at the switch, from `prefix`. Without it the prefix is
+        computed here from the seeds, which are not read otherwise.
         """
         if prefix is None:
             prefix = self.prefix(prompts, seeds)
         conditioning = self.base.conditioning(prompts, tuned)
         return self.decode(self.finish(prefix, conditioning, tuned.unet if tuned else None))
+
+
+class _StraightThroughClamp(torch.autograd.Function):
+    """Clamp to [0, 1] whose backward pass is the identity (Bengio et al. 2013)."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor) -> Tensor:
+        return images.clamp(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return grad
 
 
 def _call_unet(unet: Any, latents: Tensor, timestep: Tensor, inputs: dict[str, Any]) -> Tensor:

@@ -74,7 +74,7 @@ class Objective:
         tune, sampler = self.tune, self.sampler
         if tune.gradient == "one_step":
             at = sampler.num_inference_steps - tune.grad_steps + self._draw(step).integers(tune.grad_steps)
-            return sampler.predict(batch.latents, conditioning, int(at), tuned.unet)
+            return sampler.predict_original(batch.latents, conditioning, int(at), tuned.unet)
         grad_steps = tune.grad_steps
         if tune.gradient == "random":
             grad_steps = int(self._draw(step).integers(1, tune.grad_steps, endpoint=True))
@@ -86,25 +86,25 @@ class Objective:
         """DRTune (arXiv 2405.00760): with the UNet's latent input detached, dL/dz travels back through the solver alone,
         and each chosen step's UNet graph is built, used and freed on its own."""
         sampler, solver, unet = self.sampler, self.sampler.solver, tuned.unet or self.base.pipe.unet
-        chosen = {place for at in self.chosen_steps(step) for place in solver.evaluations(at)}
+        chosen = {call for at in self.chosen_steps(step) for call in solver.unet_calls(at)}
         state = solver.unpack(batch.latents.to(self.base.device, sampler.latents_dtype), sampler.switch_step)
         passed = []
         with torch.no_grad():
             for step_index in range(sampler.switch_step, sampler.num_inference_steps):
-                for place in solver.evaluations(step_index):
-                    noise_pred = sampler.guided(state[0], conditioning, place, unet)
-                    passed.append((place, state, noise_pred))
-                    state = solver.step(noise_pred, place, *state)
+                for call in solver.unet_calls(step_index):
+                    noise_pred = sampler.predict_noise(state[0], conditioning, call, unet)
+                    passed.append((call, state, noise_pred))
+                    state = solver.step(noise_pred, call, *state)
         last, values = self._score(state[0], batch, share)
         cotangents = [last, *(torch.zeros_like(last) for _ in state[1])]
-        for place, (latents, memory), noise_pred in reversed(passed):
-            if place < min(chosen):
+        for call, (latents, history), noise_pred in reversed(passed):
+            if call < min(chosen):
                 break
-            if place in chosen:
-                noise_pred = sampler.guided(latents, conditioning, place, unet)
-            leaves = [tensor.detach().requires_grad_(True) for tensor in (latents, *memory)]
-            after, remembered = solver.step(noise_pred, place, leaves[0], tuple(leaves[1:]))
-            outputs = [(t, g) for t, g in zip((after, *remembered), cotangents, strict=True) if t.requires_grad]
+            if call in chosen:
+                noise_pred = sampler.predict_noise(latents, conditioning, call, unet)
+            leaves = [tensor.detach().requires_grad_(True) for tensor in (latents, *history)]
+            after, history_after = solver.step(noise_pred, call, leaves[0], tuple(leaves[1:]))
+            outputs = [(t, g) for t, g in zip((after, *history_after), cotangents, strict=True) if t.requires_grad]
             torch.autograd.backward([t for t, _ in outputs], [g for _, g in outputs])
             cotangents = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
         return values
