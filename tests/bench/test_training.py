@@ -43,7 +43,7 @@ def test_same_gradient_with_fewer_unet_forwards(run: Config) -> None:
 
 
 def test_a_smaller_micro_batch_needs_less_memory(run: Config) -> None:
-    plain = settings(run, batch_size=4, frozen_kernels=False, decode_size=None)
+    plain = settings(run, batch_size=4, selective_checkpointing=False, decode_size=None)
     whole, parts = (bench_training(plain, "redder", CPU, 1, micro_batch=size) for size in (4, 1))
     assert parts["memory_ratio"] < 0.5 * whole["memory_ratio"]
     assert parts["gradient_max_rel_diff"] <= 1e-4 and parts["unet_forwards_ours"] == 4

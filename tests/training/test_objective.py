@@ -193,7 +193,7 @@ def test_a_gradient_that_is_not_finite_is_traced_to_its_reward(base: Base, tuned
     made = dataclasses.replace(made, mix=mix)
     rows = batch(objective(base))
     rows = dataclasses.replace(rows, text_features={**rows.text_features, "steep": rows.text_features["redness"]})
-    assert made.blame(rows, tuned) == ["steep"]
+    assert made.find_nonfinite_rewards(rows, tuned) == ["steep"]
 
 
 def test_a_reward_that_is_not_finite_adds_no_gradient(base: Base, tuned: TunedModel) -> None:

@@ -22,8 +22,8 @@ from textcraftor.bench.reference import ReferenceLoop
 from textcraftor.chain.sampler import Sampler
 from textcraftor.config import Config, TuneConfig
 from textcraftor.errors import ConfigError, unknown
-from textcraftor.kernels import derived_bytes, economise
 from textcraftor.models.base import Base, TunedModel, load_base
+from textcraftor.models.selective_checkpointing import disable_selective_checkpointing, enable_selective_checkpointing
 from textcraftor.rewards import Reward, RewardMix, load_rewards
 from textcraftor.tiny.language import sample_prompts
 from textcraftor.training.acceleration import accelerate
@@ -36,7 +36,7 @@ SETTINGS = (
     "decode_size",
     "gradient_checkpointing",
     "channels_last",
-    "frozen_kernels",
+    "selective_checkpointing",
     "compile",
     "activation_budget",
 )
@@ -65,9 +65,6 @@ class StepComparison:
         self.noise = self.sampler.noise(range(self.batch_size))
         self.reference = ReferenceLoop(self.base.pipe, self.encoder, self.rewards, self.weights, chain, self.tune.grad_steps)
         self.objective = Objective(self.base, self.sampler, RewardMix(self.rewards, self.weights), self.tune)
-        if self.tune.frozen_kernels:  # of weights without a gradient; where the reference wants one, they are torch's own
-            for module in self.reference.modules:
-                economise(module)
         self.cached_batch = self._compute_batch()
 
     def prepare(self, name: str) -> Callable[[], None]:
@@ -79,6 +76,10 @@ class StepComparison:
         channels_last = self.tune.channels_last and not is_reference
         for module in (self.base.pipe.unet, self.base.pipe.vae):
             module.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+            if self.tune.selective_checkpointing and not is_reference:
+                enable_selective_checkpointing(module)
+            else:
+                disable_selective_checkpointing(module)
         steps: dict[str, Callable[[], None]] = {
             "reference": lambda: self.reference.step(self.prompts, self.noise),
             "cached": lambda: self._step(self.cached_batch),
@@ -113,7 +114,7 @@ class StepComparison:
         theirs = resident_bytes([*pipe, *self.rewards.values()]) + gradient_bytes(self.reference.modules)
         for reward in self.rewards.values():
             reward.drop_text_tower()
-        return theirs, resident_bytes([*pipe, *self.rewards.values()]) + derived_bytes(self.reference.modules)
+        return theirs, resident_bytes([*pipe, *self.rewards.values()])
 
     def _step(self, batch: Batch) -> None:
         tuned = TunedModel(self.encoder)
@@ -165,7 +166,7 @@ def bench_training(
         largest_relative_difference(zip(gradients[name], gradients["reference"], strict=True)) for name in ("cached", "inline")
     ]
     if train.compile:  # torch.compile does not work with the hooks that count, so it comes after them
-        accelerate(comparison.sampler, [], [], train)
+        accelerate(comparison.sampler, [], train)
         comparison.prepare("cached")()
         differences.append(largest_relative_difference(zip(comparison.encoder_gradient(), gradients["reference"], strict=True)))
         peaks["cached"] = peak_bytes(comparison.prepare("cached"), device)

@@ -52,10 +52,10 @@ class TuneConfig(Section):
     channels_last: bool = Field(
         False, description="UNet and VAE in the channels-last memory format: faster convolutions, other rounding"
     )
-    frozen_kernels: bool = Field(
+    selective_checkpointing: bool = Field(
         False,
-        description="layers that are not trained keep nothing for a weight gradient; on a CPU in float32 whole blocks are one "
-        "node of the graph and compute cheap parts again going back: less memory, faster, other rounding",
+        description="recompute norms, activation functions and attention of UNet and VAE in the backward pass, but no 3 x 3 "
+        "convolution: less than half of their activations are saved, for a little time; the same bits",
     )
     compile: bool = Field(
         False, description="torch.compile of UNet and decoder where they carry gradient: minutes at the start, then faster"
@@ -72,17 +72,20 @@ class TuneConfig(Section):
 
     @model_validator(mode="after")
     def _shards_plain_modules(self) -> "TuneConfig":
-        if self.shard and (self.compile or self.channels_last or self.frozen_kernels):
+        if self.shard and (self.compile or self.channels_last or self.selective_checkpointing):
             raise ValueError(
                 "shard: true gathers the UNet block by block, which goes with none of compile, channels_last and "
-                "frozen_kernels. Set them to false"
+                "selective_checkpointing. Set them to false"
             )
         return self
 
     @model_validator(mode="after")
-    def _one_kind_of_kernels(self) -> "TuneConfig":
-        if self.compile and self.frozen_kernels:
-            raise ValueError("compile and frozen_kernels are two ways to the same end: set one of them")
+    def _one_way_of_recomputing(self) -> "TuneConfig":
+        if self.compile and self.selective_checkpointing:
+            raise ValueError(
+                "compile chooses by itself what to recompute (activation_budget), so it does not go with "
+                "selective_checkpointing. Set one of them to false"
+            )
         return self
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""What the UNet hears of the prompts: text embeddings, and what a family adds to them."""
+"""Conditioning inputs of the UNet: text embeddings, and the additional inputs of SDXL."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -25,18 +25,18 @@ class Conditioning:
         return {"encoder_hidden_states": self.prompt_embeds, "added_cond_kwargs": added}
 
     def to(self, dtype: torch.dtype) -> "Conditioning":
-        """The same in another precision; time_ids are sizes in pixels and stay as they are."""
+        """Convert the embeddings to another dtype. time_ids are sizes in pixels and keep theirs."""
         pooled = None if self.pooled is None else self.pooled.to(dtype)
         return Conditioning(self.prompt_embeds.to(dtype), pooled, self.time_ids)
 
-    def cut(self) -> "Conditioning":
-        """The same numbers as leaves that collect gradient where the graph behind them wants any."""
+    def detach(self) -> "Conditioning":
+        """Detached copies of the tensors: leaves that accumulate a gradient where the originals require one."""
         pooled = None if self.pooled is None else _leaf(self.pooled)
         return Conditioning(_leaf(self.prompt_embeds), pooled, self.time_ids)
 
-    def backward(self, cut: "Conditioning") -> None:
-        """Send what the leaves of `cut` have collected back through this one's graph."""
-        pairs = [(self.prompt_embeds, cut.prompt_embeds), (self.pooled, cut.pooled)]
+    def backward(self, leaves: "Conditioning") -> None:
+        """Backpropagate the gradients accumulated in `leaves`, which came from `detach`, through this graph."""
+        pairs = [(self.prompt_embeds, leaves.prompt_embeds), (self.pooled, leaves.pooled)]
         collected = [
             (ours, leaf.grad) for ours, leaf in pairs if ours is not None and leaf is not None and leaf.grad is not None
         ]

@@ -59,7 +59,7 @@ def one_batch(config: Config, mix: str, root: Path, device: torch.device) -> str
     for reward in rewards.values():
         reward.drop_text_tower()
     sampler = Sampler(base, config.train_chain, config.train.switch_at)
-    accelerate(sampler, [base.pipe.vae, base.pipe.unet], rewards.values(), tune)
+    accelerate(sampler, [base.pipe.vae, base.pipe.unet], tune)
     seeds = [noise_seed(prompt_id(prompt), number) for number, prompt in enumerate(prompts)]
     batch, tuned = Batch(prompts, sampler.prefix(prompts, seeds), features), TunedModel(**parts)
     objective = Objective(base, sampler, RewardMix(rewards, weights), tune)

@@ -1,4 +1,4 @@
-"""Faster kernels for the same step: memory format, frozen layers, torch.compile. None changes more than rounding."""
+"""Memory and speed of a training step: memory format, selective checkpointing, torch.compile. Only rounding changes."""
 
 from collections.abc import Iterable
 from typing import Any, cast
@@ -9,19 +9,16 @@ from torch import Tensor, nn
 
 from textcraftor.chain.sampler import Sampler
 from textcraftor.config import TuneConfig
-from textcraftor.kernels import economise
+from textcraftor.models.selective_checkpointing import enable_selective_checkpointing
 
 
-def accelerate(sampler: Sampler, modules: Iterable[nn.Module], rewards: Iterable[nn.Module], tune: TuneConfig) -> None:
-    """Apply what `tune` asks for to a sampler, the UNets and the VAE that it will be called with, and the rewards."""
+def accelerate(sampler: Sampler, modules: Iterable[nn.Module], tune: TuneConfig) -> None:
+    """Apply the settings of `tune` to a sampler and to the UNets and the VAE that it will be called with."""
     for module in modules:
         if tune.channels_last:
             cast(Any, module).to(memory_format=torch.channels_last)
-        if tune.frozen_kernels:
-            economise(module)
-    for reward in rewards:
-        if tune.frozen_kernels:
-            economise(reward)
+        if tune.selective_checkpointing:
+            enable_selective_checkpointing(module)
     if tune.compile:
         partitioner.activation_memory_budget = tune.activation_budget
         sampler.call_unet = Compiled(sampler.call_unet)
@@ -29,7 +26,7 @@ def accelerate(sampler: Sampler, modules: Iterable[nn.Module], rewards: Iterable
 
 
 class Compiled:
-    """A function, compiled where gradient is carried; prefixes and sample grids have other shapes and are few."""
+    """A function that is compiled where gradient is enabled. Prefixes and sample grids are few, and of other shapes."""
 
     def __init__(self, function: Any) -> None:
         self.plain, self.compiled = function, torch.compile(function, dynamic=False)

@@ -44,14 +44,14 @@ class Objective:
         step: there a reward that is not finite shows in what is returned, and in the gradient.
         """
         conditioning = self.base.conditioning(batch.prompts, tuned)
-        cut = conditioning.cut()
+        leaves = conditioning.detach()
         if self.tune.gradient == "stop_gradient":
-            values = self._streamed(cut, tuned, batch, step, share)
+            values = self._streamed(leaves, tuned, batch, step, share)
         else:
-            latents = self._graph(cut, tuned, batch, step)
+            latents = self._graph(leaves, tuned, batch, step)
             cotangent, values = self._score(latents, batch, share)
             latents.backward(cotangent)
-        conditioning.backward(cut)
+        conditioning.backward(leaves)
         return values
 
     def find_nonfinite_rewards(self, batch: Batch, tuned: TunedModel) -> list[str]:

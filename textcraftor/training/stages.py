@@ -111,7 +111,7 @@ def _trainer(
     sampler = Sampler(base, config.train_chain, config.train.switch_at)
     train_set, rewards = _data(config, tune, weights, root, sampler)
     unets = [base.pipe.unet, *([tuned.unet] if tuned.unet else [])]
-    accelerate(sampler, [base.pipe.vae, *unets], rewards.values(), tune)
+    accelerate(sampler, [base.pipe.vae, *unets], tune)
     if fsdp.should_shard(tune):
         for unet in unets:
             fsdp.shard(unet, base.device, base.dtype)
