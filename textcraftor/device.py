@@ -37,11 +37,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Let the allocator of a Linux process keep what it frees, as torch's does on a GPU, instead of returning it at once.
+    """Make glibc's allocator keep freed memory, as torch's allocator does on a GPU, instead of returning it at once.
 
-    A training step frees and asks for the same hundreds of megabytes each time. Handed back to the system in between,
-    every page of them costs a fault and a zeroing. What the process holds at most is the same. Settings in the
-    environment win; elsewhere than in glibc nothing happens.
+    A training step frees and allocates the same hundreds of megabytes each time. If they are returned to the system in
+    between, each page costs a page fault and is zeroed. Peak memory stays the same. Settings in the environment take
+    precedence; with other allocators this does nothing.
     """
     if any(name.startswith("MALLOC_") for name in os.environ) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return

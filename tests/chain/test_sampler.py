@@ -1,4 +1,4 @@
-"""The chain: what the switch switches, which steps carry gradient, and that the gradient is right."""
+"""The chain: the switch between the encoders, the steps that carry gradient, and the gradient itself."""
 
 import copy
 import itertools
@@ -18,7 +18,7 @@ SEEDS = [3, 4]
 
 @pytest.fixture
 def tuned(base: Base) -> TunedModel:
-    """An encoder that differs from the base's."""
+    """A tuned encoder that differs from the base's."""
     encoder = copy.deepcopy(base.text_encoder)
     torch.manual_seed(1)
     with torch.no_grad():
@@ -27,8 +27,8 @@ def tuned(base: Base) -> TunedModel:
     return TunedModel(encoder.requires_grad_(True))
 
 
-def stock_images(base: Base, encoder: nn.Module, sampler: Sampler) -> torch.Tensor:
-    """What the untouched diffusers pipeline draws with this encoder from the same noise."""
+def diffusers_images(base: Base, encoder: nn.Module, sampler: Sampler) -> torch.Tensor:
+    """Images of the unchanged diffusers pipeline with this encoder, from the same noise."""
     pipe = type(base.pipe)(**{**base.pipe.components, "text_encoder": encoder}, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     return pipe(
@@ -40,19 +40,19 @@ def stock_images(base: Base, encoder: nn.Module, sampler: Sampler) -> torch.Tens
     ).images
 
 
-def test_switch_at_one_is_the_frozen_pipeline_bitwise(base: Base, tuned: TunedModel) -> None:
+def test_switch_at_one_equals_the_frozen_pipeline_bitwise(base: Base, tuned: TunedModel) -> None:
     sampler = Sampler(base, CHAIN, 1.0)
-    assert torch.equal(sampler.generate(PROMPTS, SEEDS, tuned), stock_images(base, base.text_encoder, sampler))
+    assert torch.equal(sampler.generate(PROMPTS, SEEDS, tuned), diffusers_images(base, base.text_encoder, sampler))
 
 
-def test_switch_at_zero_is_a_drop_in_encoder_bitwise(base: Base, tuned: TunedModel) -> None:
+def test_switch_at_zero_equals_the_pipeline_with_the_tuned_encoder_bitwise(base: Base, tuned: TunedModel) -> None:
     sampler = Sampler(base, CHAIN, 0.0)
     images = sampler.generate(PROMPTS, SEEDS, tuned)
-    assert torch.equal(images, stock_images(base, tuned.text_encoder, sampler))
+    assert torch.equal(images, diffusers_images(base, tuned.text_encoder, sampler))
     assert not torch.allclose(images, sampler.generate(PROMPTS, SEEDS), atol=1e-2)
 
 
-def test_every_switch_draws_something_else(base: Base, tuned: TunedModel) -> None:
+def test_each_switch_gives_different_images(base: Base, tuned: TunedModel) -> None:
     drawn = [Sampler(base, CHAIN, at).generate(PROMPTS, SEEDS, tuned) for at in (0.0, 0.4, 0.8, 1.0)]
     for first, second in itertools.pairwise(drawn):
         assert (first - second).abs().max() > 1e-3
@@ -103,16 +103,16 @@ def test_gradient_matches_finite_differences(base: Base, tuned: TunedModel) -> N
     loss().backward()
     analytic = sum((p.grad * d).sum() for p, d in zip(parameters, direction, strict=True) if p.grad is not None)
 
-    def moved(step: float) -> torch.Tensor:
+    def loss_at(step: float) -> torch.Tensor:
         with torch.no_grad():
-            for parameter, towards in zip(parameters, direction, strict=True):
-                parameter.add_(step * towards)
+            for parameter, delta in zip(parameters, direction, strict=True):
+                parameter.add_(step * delta)
             value = loss()
-            for parameter, towards in zip(parameters, direction, strict=True):
-                parameter.sub_(step * towards)
+            for parameter, delta in zip(parameters, direction, strict=True):
+                parameter.sub_(step * delta)
         return value
 
-    numeric = (moved(1e-6) - moved(-1e-6)) / 2e-6
+    numeric = (loss_at(1e-6) - loss_at(-1e-6)) / 2e-6
     torch.testing.assert_close(analytic, numeric, rtol=1e-4, atol=0)
 
 
@@ -155,7 +155,7 @@ def test_gradient_checkpointing_changes_no_gradient(base: Base, tuned: TunedMode
     assert torch.equal(gradient(False), gradient(True))
 
 
-def test_the_empty_prompt_goes_through_the_tuned_encoder(base: Base, tuned: TunedModel) -> None:
+def test_the_tuned_encoder_embeds_the_empty_prompt_too(base: Base, tuned: TunedModel) -> None:
     """Both halves of guidance are the tuned encoder's (paper section 3.2.2)."""
     ours, frozen = (base.conditioning(PROMPTS, model).prompt_embeds for model in (tuned, None))
     assert torch.equal(ours[0], ours[1]) and not torch.allclose(ours[0], frozen[0], atol=1e-3)

@@ -18,7 +18,7 @@ from textcraftor.config import BaseConfig, TuneConfig
 from textcraftor.distributed import data_parallel, fsdp
 from textcraftor.errors import Preempted, RankFailure, TrainingError
 from textcraftor.models.base import TunedModel, load_base
-from textcraftor.models.lora import add_lora, merged
+from textcraftor.models.lora import add_lora, merge_lora
 from textcraftor.training.checkpoint import Progress
 from textcraftor.training.data import Batch
 from textcraftor.training.objective import Objective
@@ -220,13 +220,13 @@ def test_what_is_written_is_a_plain_folder_of_whole_weights(
             for name, parameter in unet.named_parameters():
                 if "lora_B" in name or method == "full":
                     parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))) * 0.1)
-        whole = merged(unet, tmp_path / f"lora{data_parallel.rank()}").state_dict()
+        whole = merge_lora(unet, tmp_path / f"lora{data_parallel.rank()}").state_dict()
         shell = fsdp.meta_copy(unet)
         assert all(p.is_meta for p in shell.parameters())
         fsdp.shard(unet, CPU, base.dtype)
         written = fsdp.unshard(unet, shell)
         if data_parallel.rank() == 0:
-            merged(written, tmp_path / "lora").save_pretrained(tmp_path / "unet")
+            merge_lora(written, tmp_path / "lora").save_pretrained(tmp_path / "unet")
             found = UNet2DConditionModel.from_pretrained(tmp_path / "unet").state_dict()
             assert found.keys() == whole.keys() and all(torch.equal(found[name], whole[name]) for name in whole)
 

@@ -80,7 +80,7 @@ def stock_images(base: Base, settings: ChainConfig, switch_step: int, before: An
 
 
 def fresh(base: Base, tuned: TunedModel | None = None) -> Any:
-    return copy.copy(base._with({**base.encoders, **tuned.encoders}) if tuned else base._with({}))
+    return copy.copy(base._pipeline_with({**base.encoders, **tuned.encoders}) if tuned else base._pipeline_with({}))
 
 
 @pytest.mark.parametrize("steps", [6, 25])

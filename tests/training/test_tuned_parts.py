@@ -16,7 +16,7 @@ from textcraftor.chain.sampler import Sampler
 from textcraftor.config import Config, TrainConfig, TuneConfig
 from textcraftor.errors import ModelError
 from textcraftor.models.base import Base, TunedModel, load_base, load_candidate
-from textcraftor.models.lora import add_lora, merged
+from textcraftor.models.lora import add_lora, merge_lora
 from textcraftor.models.negative_embedding import NegativeEmbedding
 from textcraftor.rewards import load_rewards
 from textcraftor.training import stages
@@ -51,7 +51,7 @@ def test_a_merged_update_is_plain_weights_that_draw_the_same(base: Base, tmp_pat
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.1)
-    plain = merged(model, tmp_path / "lora")
+    plain = merge_lora(model, tmp_path / "lora")
     assert plain.state_dict().keys() == base.text_encoder.state_dict().keys()
     update = load_file(tmp_path / "lora/adapter_model.safetensors")
     assert update and all("lora_" in name for name in update)

@@ -1,7 +1,7 @@
-"""Base pipelines and what of them is tuned.
+"""Base pipelines and the modules that are tuned.
 
-A `Base` is a frozen diffusers pipeline (SD 1.x, SD 2.x, SDXL), a `TunedModel` what takes over from it at the switch.
-Embeddings come from the pipeline's own `encode_prompt`.
+A `Base` is a frozen diffusers pipeline (SD 1.x, SD 2.x, SDXL). A `TunedModel` holds the modules that replace its own from the
+switch on. Embeddings come from the pipeline's own `encode_prompt`.
 """
 
 import contextlib
@@ -22,11 +22,11 @@ from textcraftor.config import BaseConfig
 from textcraftor.distributed.fsdp import is_sharded
 from textcraftor.errors import ConfigError, ModelError, unknown
 from textcraftor.models.conditioning import Conditioning
-from textcraftor.models.loading import ENCODERS, assemble, load_master, load_module, load_pipeline
+from textcraftor.models.loading import ENCODERS, assemble, load_float32, load_module, load_pipeline
 from textcraftor.models.negative_embedding import NegativeEmbedding
 from textcraftor.models.weights import check_fit
 
-# Loading prints bars and hints meant for notebooks; our own messages say what matters.
+# The libraries print progress bars and hints while loading.
 for _library_logging in (diffusers_logging, transformers_logging):
     _library_logging.set_verbosity_error()
     _library_logging.disable_progress_bar()
@@ -35,7 +35,7 @@ logging.getLogger("diffusers").setLevel(logging.ERROR)
 
 @dataclass(frozen=True)
 class TunedModel:
-    """What takes over at the switch. None: the base's own."""
+    """The modules used from the switch on. None: the base's own."""
 
     text_encoder: nn.Module | None = None
     unet: nn.Module | None = None
@@ -51,7 +51,7 @@ class TunedModel:
 
 @dataclass(frozen=True)
 class Base:
-    """A frozen text-to-image pipeline: nothing in it receives a gradient of its own."""
+    """A frozen text-to-image pipeline: its parameters receive no gradient."""
 
     pipe: Any  # a Stable Diffusion pipeline, whose lazily imported class is opaque to a type checker
     device: torch.device
@@ -80,10 +80,9 @@ class Base:
         return unet.in_channels, unet.sample_size, unet.sample_size
 
     def conditioning(self, prompts: Sequence[str], tuned: TunedModel | None = None) -> Conditioning:
-        """Embed B prompts, and the empty one, by the pipeline's own `encode_prompt`; both halves of guidance.
+        """Embed B prompts and the empty prompt with the pipeline's own `encode_prompt`: both halves of guidance.
 
-        tuned: None is the frozen base. Its text encoders and negative embedding take the base's place, and the
-        gradient to them is kept.
+        tuned: its text encoders and negative embedding replace the base's, and gradient to them is kept. None: the base.
         Prompts beyond the tokenizer's limit are truncated. SDXL's empty prompt is zeros where the base says so.
         """
         conditioning = self._encode(list(prompts), tuned.encoders if tuned else {})
@@ -92,13 +91,13 @@ class Base:
         return conditioning.to(self.dtype)
 
     def _encode(self, prompts: list[str], encoders: dict[str, nn.Module]) -> Conditioning:
-        pipe = self._with(encoders)
+        pipe = self._pipeline_with(encoders)
         if "text_encoder_2" not in self.encoders:
             positive, _ = pipe.encode_prompt(prompts, self.device, 1, False)
             negative, _ = pipe.encode_prompt([""], self.device, 1, False)
             return Conditioning(torch.cat([negative.expand_as(positive), positive]))
         positive, _, pooled, _ = pipe.encode_prompt(prompts, None, self.device, 1, False)
-        # Asked for guidance, the pipeline decides what the empty prompt is: zeros, or the embedding of "".
+        # With guidance on, the pipeline decides what the empty prompt is: zeros, or the embedding of "".
         _, negative, _, negative_pooled = pipe.encode_prompt([""], None, self.device, 1, True)
         return Conditioning(
             torch.cat([negative.expand_as(positive), positive]),
@@ -107,7 +106,7 @@ class Base:
         )
 
     def vae_input(self, latents: Tensor) -> Tensor:
-        """Latents as the VAE decodes them: unscaled, and in its precision."""
+        """Latents unscaled and in the VAE's dtype, ready for `vae.decode`."""
         vae = self.pipe.vae
         mean, std = (getattr(vae.config, name, None) for name in ("latents_mean", "latents_std"))
         if mean is None or std is None:
@@ -118,7 +117,7 @@ class Base:
     def trainable(self, name: str) -> nn.Module:
         """A copy of one module ("text_encoder", "text_encoder_2", "unet") to be trained: float32, on the device.
 
-        In a base of lower precision it is read from the file again, so that training starts from unrounded weights.
+        If the base has a lower precision, the module is read from the file again, so training starts from unrounded weights.
         Raises ConfigError when this base has no such module.
         """
         known = [*self.encoders, "unet"]
@@ -126,16 +125,16 @@ class Base:
             raise ConfigError(f"{unknown('module', name, known)} Base {self.config.path} has no other to tune")
         frozen = getattr(self.pipe, name)
         exact = frozen.dtype in (torch.float32, torch.float64)
-        module = copy.deepcopy(frozen) if exact else load_master(self.config, name)
+        module = copy.deepcopy(frozen) if exact else load_float32(self.config, name)
         return cast(nn.Module, module.to(self.device).float().requires_grad_(True).eval())
 
     def autocast(self, module: nn.Module) -> contextlib.AbstractContextManager[Any]:
-        """Run a module with float32 weights in the base's precision: the weights, and their gradients, stay float32."""
+        """Context in which a module with float32 weights computes in the base's dtype. Weights and gradients stay float32."""
         if is_sharded(module) or next(module.parameters()).dtype == self.dtype:  # a split one is rounded as it is gathered
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.dtype)
 
-    def _with(self, encoders: dict[str, nn.Module]) -> Any:
+    def _pipeline_with(self, encoders: dict[str, nn.Module]) -> Any:
         if all(encoder is self.encoders.get(name) for name, encoder in encoders.items()):
             return self.pipe
         if foreign := encoders.keys() - self.encoders.keys():
@@ -144,7 +143,7 @@ class Base:
         return assemble(type(self.pipe), {**self.pipe.components, **encoders}, options)
 
     def _time_ids(self, rows: int) -> Tensor:
-        """(rows, 6): original size, crop and target size, as the pipeline's own call makes them of an uncropped image."""
+        """(rows, 6): original size, crop and target size, as the pipeline's own call computes them for an uncropped image."""
         size = (self.config.resolution, self.config.resolution)
         width = self.pipe.text_encoder_2.config.projection_dim
         ids = self.pipe._get_add_time_ids(size, (0, 0), size, dtype=torch.float32, text_encoder_projection_dim=width)
@@ -173,7 +172,7 @@ def load_candidate(candidate: Candidate, base: Base) -> TunedModel | None:
 
 
 def load_base(config: BaseConfig, device: torch.device) -> Base:
-    """Load and freeze a base pipeline; nothing in it receives a gradient, ever.
+    """Load a base pipeline and freeze its parameters.
 
     Raises ModelError when a file is missing, truncated or does not fit, naming it and the keys.
     """

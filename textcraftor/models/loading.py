@@ -1,7 +1,7 @@
-"""Pipelines and modules from the hub, a folder or a single file: loaded whole, or refused by file and key.
+"""Load pipelines and modules from the hub, a folder or a single file, strictly.
 
-diffusers and transformers fill a weight that a file lacks with random numbers, and say so in a log. Here that is an
-error: each module is compared with its file key by key before a pipeline is made of it.
+diffusers and transformers initialise a weight that a file lacks at random and only log it. Here that is an error that
+names file and keys: each module is compared with its file before the pipeline is built.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from torch import nn
 from textcraftor.config import BaseConfig
 from textcraftor.errors import ModelError, unknown
 from textcraftor.models.single_file import read_modules
-from textcraftor.models.weights import LOADING_FAULTS, brief, refuse_misfit
+from textcraftor.models.weights import LOADING_ERRORS, brief, require_matching_keys
 
 PIPELINES: dict[str, Any] = {
     "StableDiffusionPipeline": StableDiffusionPipeline,
@@ -58,37 +58,37 @@ def load_pipeline(config: BaseConfig) -> Any:
 
 
 def assemble(pipeline: Any, components: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
-    """A pipeline of these parts, and of nothing that only adds to the picture's fate: no safety checker, no watermark."""
+    """A pipeline of these components, without safety checker and watermark."""
     if pipeline is StableDiffusionPipeline:
-        left_out = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        disabled = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     else:
-        left_out = {"add_watermarker": False}
-    return pipeline(**{**components, **options, **left_out})
+        disabled = {"add_watermarker": False}
+    return pipeline(**{**components, **options, **disabled})
 
 
-def load_master(config: BaseConfig, name: str) -> nn.Module:
-    """One module of the base in float32, from its file: what is trained starts from unrounded weights."""
+def load_float32(config: BaseConfig, name: str) -> nn.Module:
+    """One module of the base in float32, read from its file: unrounded weights to start training from."""
     exact = config.model_copy(update={"dtype": "float32"})
     return cast(nn.Module, _modules(exact, _index(exact), [name])[name])
 
 
 def load_module(cls: Any, source: str | Path, dtype: torch.dtype, **where: Any) -> Any:
-    """A diffusers or transformers model, whole. where: subfolder, revision. Raises ModelError naming file and keys."""
+    """Load a diffusers or transformers model strictly. where: subfolder, revision. Raises ModelError naming file and keys."""
     label = "/".join(str(part) for part in (source, where.get("subfolder")) if part)
-    # transformers names a mismatched key in its log alone, unless asked to go on and report it.
+    # transformers reports mismatched keys only if told to ignore them, and logs them otherwise.
     report = {"ignore_mismatched_sizes": True} if issubclass(cls, transformers.PreTrainedModel) else {}
     try:
         module, info = cls.from_pretrained(
             source, output_loading_info=True, dtype=dtype, use_safetensors=True, **report, **where
         )
-    except LOADING_FAULTS as error:
+    except LOADING_ERRORS as error:
         raise ModelError(f"{label} cannot be loaded as {cls.__name__}: {brief(error)}") from None
-    refuse_misfit(label, cls.__name__, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
+    require_matching_keys(label, cls.__name__, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
     return module
 
 
 def dtype_of(config: BaseConfig, name: str) -> torch.dtype:
-    """The precision of one module: a text encoder is small beside the rest, and it is what is tuned: float32."""
+    """The dtype of one module. Text encoders are float32: they are tuned, and small beside the rest."""
     return torch.float32 if name in ENCODERS else cast(torch.dtype, getattr(torch, config.dtype))
 
 
@@ -99,12 +99,12 @@ def _components(config: BaseConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     pipeline, options = PIPELINES[index["_class_name"]], {}
     if pipeline is StableDiffusionXLPipeline:
         options = {"force_zeros_for_empty_prompt": index.get("force_zeros_for_empty_prompt", True)}
-    return {**modules, **_rest(config, index, modules)}, {"pipeline": pipeline, **options}
+    return {**modules, **_tokenizers_and_scheduler(config, index, modules)}, {"pipeline": pipeline, **options}
 
 
 def _modules(config: BaseConfig, index: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
     if config.config:
-        modules = read_modules(Path(config.path), Path(described_by(config)), {name: index[name][1] for name in names})
+        modules = read_modules(Path(config.path), Path(config_source(config)), {name: index[name][1] for name in names})
         return {name: module.to(dtype_of(config, name)) for name, module in modules.items()}
     return {
         name: load_module(
@@ -118,10 +118,10 @@ def _modules(config: BaseConfig, index: Mapping[str, Any], names: list[str]) -> 
     }
 
 
-def described_by(config: BaseConfig) -> str:
-    """The folder or hub id with model_index.json, tokenizers and scheduler: base.path, for a single file base.config.
+def config_source(config: BaseConfig) -> str:
+    """Folder or hub id with model_index.json, tokenizers and scheduler: base.path, or base.config for a single file.
 
-    What a hub id describes a single file by is fetched here, without weights. Raises ModelError.
+    If base.config is a hub id, its configuration files are downloaded here, without weights. Raises ModelError.
     """
     if not Path(config.path).is_file():
         if config.config:
@@ -141,13 +141,13 @@ def described_by(config: BaseConfig) -> str:
         return config.config
     try:
         return snapshot_download(config.config, revision=config.revision, allow_patterns=["*.json", "*.txt"])
-    except LOADING_FAULTS as error:
+    except LOADING_ERRORS as error:
         raise ModelError(f"base.config = {config.config} is no folder and cannot be fetched: {brief(error)}") from None
 
 
-def _rest(config: BaseConfig, index: Mapping[str, Any], modules: Mapping[str, Any]) -> dict[str, Any]:
-    """Tokenizers and scheduler."""
-    source, parts = described_by(config), {}
+def _tokenizers_and_scheduler(config: BaseConfig, index: Mapping[str, Any], modules: Mapping[str, Any]) -> dict[str, Any]:
+    """Load the tokenizers and the scheduler."""
+    source, parts = config_source(config), {}
     for name in ("tokenizer", "tokenizer_2", "scheduler"):
         library, cls = index.get(name, (None, None))
         if library:
@@ -156,10 +156,10 @@ def _rest(config: BaseConfig, index: Mapping[str, Any], modules: Mapping[str, An
                 parts[name] = module.from_pretrained(
                     source, subfolder=name, revision=None if config.config else config.revision
                 )
-            except LOADING_FAULTS as error:
+            except LOADING_ERRORS as error:
                 raise ModelError(f"{source}: its {name} cannot be loaded: {brief(error)}") from None
     for name, encoder in (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2")):
-        # transformers makes an empty tokenizer where the files are missing.
+        # transformers builds an empty tokenizer if the files are missing.
         if name in parts and len(parts[name]) != modules[encoder].config.vocab_size:
             raise ModelError(
                 f"{source}: its {name} cannot be loaded: it has {len(parts[name])} tokens, and the {encoder} knows "
@@ -170,10 +170,10 @@ def _rest(config: BaseConfig, index: Mapping[str, Any], modules: Mapping[str, An
 
 def _index(config: BaseConfig) -> dict[str, Any]:
     """model_index.json: the pipeline's class, and [library, class] of each component."""
-    source = described_by(config)
+    source = config_source(config)
     try:
         index = cast(dict[str, Any], DiffusionPipeline.load_config(source, revision=None if config.config else config.revision))
-    except LOADING_FAULTS as error:
+    except LOADING_ERRORS as error:
         raise ModelError(f"base.path = {source}: no Stable Diffusion pipeline can be loaded: {brief(error)}") from None
     if index.get("_class_name") not in PIPELINES:
         raise ModelError(f"base.path = {source}: {unknown('pipeline', str(index.get('_class_name')), PIPELINES)}")

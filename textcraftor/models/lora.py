@@ -1,7 +1,6 @@
 """Low-rank updates (LoRA, arXiv 2106.09685) of a text encoder or UNet, by `peft`.
 
-Trained beside the frozen weights and merged into them when saved, so that a candidate is the same folder of plain
-weights whichever way it was tuned.
+Trained beside the frozen weights and merged into them when saved, so a candidate is a folder of plain weights either way.
 """
 
 import copy
@@ -23,7 +22,7 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2", "to_q", "to_k
 
 
 def add_lora(model: nn.Module, tune: TuneConfig) -> nn.Module:
-    """The same model, frozen, with a trainable low-rank update that starts as zero. Drawn from the seed."""
+    """Freeze the model and add a trainable low-rank update. It starts as zero; its random factor is drawn from the seed."""
     model.requires_grad_(False)
     settings = LoraConfig(r=tune.lora_rank, lora_alpha=tune.lora_alpha, target_modules=TARGETS)  # type: ignore[arg-type]
     with torch.random.fork_rng(devices=[]):
@@ -31,8 +30,8 @@ def add_lora(model: nn.Module, tune: TuneConfig) -> nn.Module:
         return inject_adapter_in_model(settings, model)
 
 
-def merged(model: nn.Module, folder: Path) -> Any:
-    """A copy with the update merged in, and the update alone written to `folder`; the model itself without any."""
+def merge_lora(model: nn.Module, folder: Path) -> Any:
+    """A copy with the update merged in; the update alone is written to `folder`. A model without LoRA is returned as it is."""
     layers = [(name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer)]
     if not layers:
         return model

@@ -1,7 +1,7 @@
 """The negative embedding: the unconditional input of guidance, learned (ReNeg, arXiv 2412.19637).
 
-It stands where the embedding of the empty prompt stood, from the switch on. A candidate keeps it as a folder like any
-module's; its one tensor is what a diffusers pipeline takes as `negative_prompt_embeds`.
+It replaces the embedding of the empty prompt from the switch on. A candidate stores it as a folder, like any module; its one
+tensor can be passed to a diffusers pipeline as `negative_prompt_embeds`.
 """
 
 from dataclasses import replace
@@ -21,16 +21,19 @@ FILE = "model.safetensors"
 
 
 class NegativeEmbedding(nn.Module):
-    """weight: (1, L, D), float32."""
+    """One learned embedding for all prompts.
+
+    weight: (1, L, D), float32.
+    """
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight.detach().clone().float())
 
     def replace(self, conditioning: Conditioning) -> Conditioning:
-        """The empty prompt's half of the text embeddings replaced by this one's; SDXL's pooled half stays as it is.
+        """Replace the empty prompt's half of the text embeddings by this one. SDXL's pooled half stays.
 
-        Raises ModelError when it belongs to another base model.
+        Raises ModelError when the embedding belongs to another base model.
         """
         _, positive = conditioning.prompt_embeds.chunk(2)
         if self.weight.shape[1:] != positive.shape[1:]:
@@ -41,7 +44,7 @@ class NegativeEmbedding(nn.Module):
         return replace(conditioning, prompt_embeds=torch.cat([self.weight.to(positive).expand_as(positive), positive]))
 
     def save_pretrained(self, folder: Path) -> None:
-        """Write the folder of a candidate's part."""
+        """Write the embedding and its config.json to a new folder."""
         folder.mkdir(parents=True)
         save_file({KEY: self.weight.detach().cpu().contiguous()}, folder / FILE)
         write_json(folder / "config.json", {"kind": "negative_embedding", "shape": list(self.weight.shape)})

@@ -1,8 +1,7 @@
-"""The modules of a single-file checkpoint, the original layout that ComfyUI and the WebUI use.
+"""Load the modules of a single-file checkpoint, the original layout that ComfyUI and the WebUI use.
 
-diffusers' own `from_single_file` takes a module whose keys are missing from its log's point of view only, and one that
-is missing altogether from the folder that should merely describe it. So its key mappings are used, and the loading is
-strict.
+diffusers' own `from_single_file` only logs missing keys, and takes a module that the file lacks from the folder that
+should merely describe the architecture. So only its key mappings are used here, and loading is strict.
 """
 
 from collections.abc import Mapping
@@ -22,36 +21,36 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from textcraftor.errors import ModelError
-from textcraftor.models.weights import LOADING_FAULTS, brief, check_fit, refuse_misfit
+from textcraftor.models.weights import LOADING_ERRORS, brief, check_fit, require_matching_keys
 
 CONVERTERS = {"unet": convert_ldm_unet_checkpoint, "vae": convert_ldm_vae_checkpoint}
 
 
-def read_modules(path: Path, described: Path, classes: Mapping[str, str]) -> dict[str, Any]:
+def read_modules(path: Path, config_folder: Path, classes: Mapping[str, str]) -> dict[str, Any]:
     """The modules in a checkpoint, in float32.
 
-    described: a diffusers folder whose config.json files give the architecture; no weights of it are read.
+    config_folder: a diffusers folder whose config.json files give the architecture; no weights of it are read.
     classes: module -> class, as in model_index.json.  Raises ModelError naming the file, the module and the keys.
     """
     try:
         tensors = load_file(path)
-    except LOADING_FAULTS as error:
+    except LOADING_ERRORS as error:
         raise ModelError(f"{path} cannot be read: {brief(error)}") from None
     modules = {}
     for name, cls in classes.items():
         try:
             read = _diffusers if name in CONVERTERS else _text_encoder
-            modules[name] = read(f"{path} ({name})", name, cls, dict(tensors), described)
+            modules[name] = read(f"{path} ({name})", name, cls, dict(tensors), config_folder)
         except KeyError as error:
             raise ModelError(f"{path} ({name}) does not fit {cls} (missing keys: {error}). Nothing was loaded") from None
-        except LOADING_FAULTS as error:
+        except LOADING_ERRORS as error:
             raise ModelError(f"{path} ({name}) does not fit {cls}: {brief(error)}. Nothing was loaded") from None
     return modules
 
 
-def _diffusers(label: str, name: str, cls_name: str, tensors: dict[str, Tensor], described: Path) -> Any:
+def _diffusers(label: str, name: str, cls_name: str, tensors: dict[str, Tensor], config_folder: Path) -> Any:
     cls = getattr(diffusers, cls_name)
-    config = cls.load_config(described, subfolder=name)
+    config = cls.load_config(config_folder, subfolder=name)
     with init_empty_weights():
         module = cls.from_config(config)
     converted = CONVERTERS[name](tensors, config)
@@ -60,11 +59,11 @@ def _diffusers(label: str, name: str, cls_name: str, tensors: dict[str, Tensor],
     return module
 
 
-def _text_encoder(label: str, name: str, cls_name: str, tensors: dict[str, Tensor], described: Path) -> Any:
+def _text_encoder(label: str, name: str, cls_name: str, tensors: dict[str, Tensor], config_folder: Path) -> Any:
     cls = getattr(transformers, cls_name)
     module = create_diffusers_clip_model_from_ldm(
-        cls, tensors, subfolder=name, config=str(described), torch_dtype=torch.float32, local_files_only=True
+        cls, tensors, subfolder=name, config=str(config_folder), torch_dtype=torch.float32, local_files_only=True
     )
-    # A file may hold more than the encoder, as SD 2.x's does a last layer that nobody uses; it may not hold less.
-    refuse_misfit(label, cls_name, missing=[key for key, parameter in module.named_parameters() if parameter.is_meta])
+    # A file may hold more than the encoder (SD 2.x has an unused last layer), but not less.
+    require_matching_keys(label, cls_name, missing=[key for key, parameter in module.named_parameters() if parameter.is_meta])
     return module

@@ -1,4 +1,4 @@
-"""Reading weights of others: quietly, without pickle, whole or not at all."""
+"""Read third-party weights strictly: every key must fit, nothing is unpickled, and the libraries log nothing."""
 
 import contextlib
 import logging
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from textcraftor.errors import ModelError
 
-LOADING_FAULTS = (
+LOADING_ERRORS = (
     OSError,
     RuntimeError,
     ValueError,
@@ -27,26 +27,26 @@ LOADING_FAULTS = (
     safetensors.SafetensorError,
     pickle.UnpicklingError,
 )
-"""What the libraries raise at a missing, truncated or foreign file."""
+"""Exceptions that the libraries raise for a missing or truncated file, or one of another model."""
 
 
-def read_tensors(path: Path, wants: str) -> dict[str, Tensor]:
+def read_tensors(path: Path, expected: str) -> dict[str, Tensor]:
     """The tensors of a .safetensors file, or of a torch file that holds nothing but tensors.
 
-    wants: what is expected at `path`, for the message.  Of a training checkpoint, its `state_dict`.
+    expected: what `path` should hold, for the message.  A training checkpoint's `state_dict` is unwrapped.
     Raises ModelError when the file is missing, truncated, or would need unpickling.
     """
     if not path.is_file():
-        raise ModelError(f"{path} does not exist; expected {wants}")
+        raise ModelError(f"{path} does not exist; expected {expected}")
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise ModelError(f"{path} cannot be read; expected {wants}: {brief(error)}") from error
+        raise ModelError(f"{path} cannot be read; expected {expected}: {brief(error)}") from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ModelError(f"{path} holds more than tensors; expected {wants}")
+        raise ModelError(f"{path} holds more than tensors; expected {expected}")
     return {key.removeprefix("module."): value for key, value in state.items()}
 
 
@@ -60,7 +60,7 @@ def find_weights(folder: Path, names: Sequence[str]) -> Path:
 
 def check_fit(label: Path | str, what: str, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Raises ModelError unless `state` has exactly the keys and shapes of `expected`."""
-    refuse_misfit(
+    require_matching_keys(
         label,
         what,
         missing=expected.keys() - state.keys(),
@@ -73,25 +73,25 @@ def check_fit(label: Path | str, what: str, state: Mapping[str, Tensor], expecte
     )
 
 
-def refuse_misfit(
+def require_matching_keys(
     label: Path | str,
     what: str,
     missing: Iterable[str] = (),
     unexpected: Iterable[str] = (),
     mismatched: Iterable[tuple[str, Iterable[int], Iterable[int]]] = (),
 ) -> None:
-    """Raises ModelError naming the file and the keys, if there are any: weights never load in part.
+    """Raises ModelError naming the file and the keys if any key is given: weights never load in part.
 
     label: the file.  what: the model it should be.  mismatched: (key, shape in the file, shape in the model).
     """
-    shapes = [f"{key} is {tuple(got)} instead of {tuple(wanted)}" for key, got, wanted in mismatched]
+    shapes = [f"{key} is {tuple(got)} instead of {tuple(needed)}" for key, got, needed in mismatched]
     kinds = {"missing": missing, "unexpected": unexpected, "mismatched": shapes}
     named = [f"{kind} keys: {_first(sorted(keys))}" for kind, keys in kinds.items() if keys]
     if named:
         raise ModelError(f"{label} does not fit {what} ({'; '.join(named)}). Nothing was loaded")
 
 
-def local_or_hub(path: str, wants: str) -> str:
+def local_or_hub(path: str, expected: str) -> str:
     """`path` if it is a folder with a config.json, or a hub id ("owner/name").
 
     Raises ModelError naming `path` and what is expected there.
@@ -99,28 +99,28 @@ def local_or_hub(path: str, wants: str) -> str:
     if Path(path, "config.json").is_file():
         return path
     if Path(path).is_dir() and path:
-        raise ModelError(f"{path} holds no config.json; expected {wants}")
+        raise ModelError(f"{path} holds no config.json; expected {expected}")
     # "owner/name" beside an existing folder "owner" is a misspelt path, not a hub id.
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path) and not Path(path).parent.is_dir():
         return path
-    raise ModelError(f"{path!r} does not exist; expected {wants}, or a hub id owner/name")
+    raise ModelError(f"{path!r} does not exist; expected {expected}, or a hub id owner/name")
 
 
 @contextlib.contextmanager
-def loading(source: Path | str, wants: str) -> Iterator[None]:
-    """Load within: the libraries keep silent, and their faults become one ModelError about `source`."""
+def loading(source: Path | str, expected: str) -> Iterator[None]:
+    """Context for loading: silences the libraries and turns their exceptions into one ModelError about `source`."""
     try:
         with _quiet():
             yield
     except ModelError:
         raise
-    except LOADING_FAULTS as error:
-        raise ModelError(f"{source} cannot be loaded; expected {wants}: {brief(error)}") from error
+    except LOADING_ERRORS as error:
+        raise ModelError(f"{source} cannot be loaded; expected {expected}: {brief(error)}") from error
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No log line, warning or progress bar. open_clip logs to the root logger, and so would configure it."""
+    """Suppress logging, warnings and progress bars. open_clip logs to the root logger, which would configure it."""
     handlers, disabled = logging.root.handlers[:], logging.root.manager.disable
     progress: Any = transformers.utils.logging
     shown = progress.is_progress_bar_enabled()

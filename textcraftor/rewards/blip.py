@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from textcraftor.errors import ModelError
-from textcraftor.models.weights import check_fit, refuse_misfit
+from textcraftor.models.weights import check_fit, require_matching_keys
 
 IMAGE, TEXT = "blip.visual_encoder.", "blip.text_encoder."
 POSITIONS, PATCHES = f"{IMAGE}pos_embed", f"{IMAGE}patch_embed.proj.weight"
@@ -50,7 +50,7 @@ def load_blip(state: Mapping[str, Tensor], path: Path, med_config: Path) -> Blip
     Raises ModelError naming the file and the missing, unexpected or mismatched keys.
     """
     ours = {key: value for key, value in state.items() if key.startswith("blip.") and not UNUSED.fullmatch(key)}
-    refuse_misfit(path, "ImageReward", missing={POSITIONS, PATCHES} - ours.keys())
+    require_matching_keys(path, "ImageReward", missing={POSITIONS, PATCHES} - ours.keys())
     image = _image_config(ours, path)
     model = Blip(image, _text_config(med_config, image.hidden_size))
     expected = {file_key(key): key for key in model.state_dict()}

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoTokenizer, CLIPImageProcessor, PreTrainedModel
 
 from textcraftor.errors import ModelError
-from textcraftor.models.weights import loading, local_or_hub, refuse_misfit
+from textcraftor.models.weights import loading, local_or_hub, require_matching_keys
 from textcraftor.rewards.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
 
 
@@ -29,7 +29,7 @@ def load_model(kind: type[PreTrainedModel], path: str, ignore: tuple[str, ...] =
             ignore_mismatched_sizes=True,  # rejected below with the names of the tensors
         )
         model, info = loaded
-        refuse_misfit(
+        require_matching_keys(
             f"{path}/model.safetensors",
             kind.__name__,
             missing=info["missing_keys"],

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from textcraftor.config import RewardConfig
 from textcraftor.errors import ModelError
-from textcraftor.models.weights import find_weights, loading, read_tensors, refuse_misfit
+from textcraftor.models.weights import find_weights, loading, read_tensors, require_matching_keys
 from textcraftor.rewards.base import Reward, check_batch, check_width, validate_prompts
 from textcraftor.rewards.blip import load_blip
 from textcraftor.rewards.head import fold_layers
@@ -44,7 +44,7 @@ class ImageReward(Reward):
         super().__init__(name, config, dtype)
         path = _weights(Path(config.path))
         state = read_tensors(path, "ImageReward's tensors blip.* and mlp.layers.*")
-        refuse_misfit(path, "ImageReward", unexpected=[key for key in state if not key.startswith(("blip.", "mlp."))])
+        require_matching_keys(path, "ImageReward", unexpected=[key for key in state if not key.startswith(("blip.", "mlp."))])
         with loading(path, "ImageReward's weights"):
             self.blip = load_blip(state, path, path.parent / "med_config.json").to(dtype)
         layers = {key.removeprefix("mlp."): value for key, value in state.items() if key.startswith("mlp.")}

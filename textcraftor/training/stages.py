@@ -25,7 +25,7 @@ from textcraftor.distributed import data_parallel, fsdp
 from textcraftor.errors import ConfigError, ModelError, unknown
 from textcraftor.layout import LATENTS, TRAIN_PROMPTS, TRAINING_STATE, encoder_folder, unet_folder
 from textcraftor.models.base import Base, TunedModel, load_base, load_candidate
-from textcraftor.models.lora import add_lora, merged
+from textcraftor.models.lora import add_lora, merge_lora
 from textcraftor.models.negative_embedding import NegativeEmbedding
 from textcraftor.rewards import Reward, RewardMix, load_rewards
 from textcraftor.training.acceleration import accelerate
@@ -181,7 +181,7 @@ def _run(
     if data_parallel.rank() == 0:
         with written_aside(out) as aside:
             for part, module in parts.items():
-                merged(module, aside / "lora" / part).save_pretrained(aside / part)
+                merge_lora(module, aside / "lora" / part).save_pretrained(aside / part)
             shutil.copytree(state / "grids", aside / "grids", ignore=shutil.ignore_patterns(".*"))
             _write_history(aside / "history.csv", history)
             write_json(aside / "proof.json", {**record, "weights": _digest(aside, parts)})
