@@ -54,8 +54,7 @@ def params(**sections: object) -> Config:
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_two_processes_write_the_text_encoder_of_one_with_twice_the_batch(run: Config, tmp_path: Path, launcher: str) -> None:
-    # A split UNet does not go with selective checkpointing, which the profile sets.
-    alone = params(train={"batch_size": 4, "learning_rate": 1e-4, "selective_checkpointing": False})
+    alone = params(train={"batch_size": 4, "learning_rate": 1e-4})
     prepare(alone, tmp_path, CPU)
     expected = load_file(train_text_encoder(alone, "redder", tmp_path, CPU) / "text_encoder/model.safetensors")
     start = load_base(alone.base, CPU).text_encoder.state_dict()
