@@ -1,4 +1,4 @@
-"""A hub on this machine: what huggingface_hub asks of the real one (resolve, ETag, commit, Range), and its bad days."""
+"""A small hub on this machine that answers what huggingface_hub asks (resolve, ETag, commit, Range), and can fail."""
 
 import hashlib
 import re
@@ -17,16 +17,16 @@ class Hub:
 
     files: dict[str, bytes]
     commit: str = COMMIT
-    cut_after: int | None = None  # bytes after which a connection breaks, and the server is down from then on
-    lies: dict[str, bytes] = field(default_factory=dict)  # what is sent in place of the content that the ETag tells
-    asked: list[tuple[str, str, str]] = field(default_factory=list)  # (method, path, Range)
+    cut_after: int | None = None  # bytes after which the connection breaks and the server is down
+    wrong_content: dict[str, bytes] = field(default_factory=dict)  # sent instead of the content that the ETag describes
+    requests: list[tuple[str, str, str]] = field(default_factory=list)  # (method, path, Range)
     down: bool = False
     address: str = ""
 
 
 @contextmanager
 def serving(hub: Hub) -> Iterator[Hub]:
-    """Run the hub on a free port of loopback; `hub.address` is where."""
+    """Run the hub on a free port of loopback; its URL is `hub.address`."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -41,8 +41,8 @@ def serving(hub: Hub) -> Iterator[Hub]:
             self.answer(with_body=True)
 
         def answer(self, with_body: bool) -> None:
-            asked_range = self.headers.get("Range", "")
-            hub.asked.append((self.command, self.path, asked_range))
+            range_ = self.headers.get("Range", "")
+            hub.requests.append((self.command, self.path, range_))
             match = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([0-9a-f]+)/(.+)", self.path)
             name = f"{match[1]}/{match[3]}" if match else self.path
             if hub.down or name not in hub.files:
@@ -50,10 +50,10 @@ def serving(hub: Hub) -> Iterator[Hub]:
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 return
-            content = hub.lies.get(name, hub.files[name])
-            start = int(asked_range.removeprefix("bytes=").rstrip("-")) if asked_range else 0
-            self.send_response(206 if asked_range else 200)
-            if asked_range:
+            content = hub.wrong_content.get(name, hub.files[name])
+            start = int(range_.removeprefix("bytes=").rstrip("-")) if range_ else 0
+            self.send_response(206 if range_ else 200)
+            if range_:
                 self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
             if match:
                 self.send_header("ETag", f'"{hashlib.sha256(hub.files[name]).hexdigest()}"')

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL
 from textcraftor import cli
 from textcraftor.bench.meters import peak_bytes
 from textcraftor.config import PROFILES, TrainConfig, load
-from textcraftor.fetch import LOCK, fetch, wanted
+from textcraftor.fetch import LOCK, fetch, required_files
 from textcraftor.models.base import load_base
 from textcraftor.planning import footprint, plan
 from textcraftor.planning.doctor import Finding, examine
@@ -79,7 +79,7 @@ def test_a_file_that_changed_is_wrong(tmp_path: Path) -> None:
 def test_every_profile_names_only_what_it_downloads_and_folders_tell_the_pin() -> None:
     for name in ("sd15", "sd21", "sdxl"):
         config = load("none", profile=name)
-        files = {str(each.path) for each in wanted(config)}
+        files = {str(each.path) for each in required_files(config)}
         folders = {each.to for each in config.downloads.values()}
         for reward in config.rewards.values():
             for path in filter(None, (reward.path, reward.head, reward.tokenizer)):

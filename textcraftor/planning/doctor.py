@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 from rich.table import Table
 
 from textcraftor.config import Config, FileSource
-from textcraftor.fetch import Wanted, fault, read_lock, wanted
+from textcraftor.fetch import RequiredFile, mismatch, read_lock, required_files
 from textcraftor.planning.plan import EFFICIENCY, capacity, gigabytes, matmul_rate, plan
 
 LIBRARIES = ("torch", "diffusers", "transformers", "open_clip_torch", "accelerate", "safetensors")
@@ -62,7 +62,7 @@ def table(config: Config, findings: list[Finding]) -> Table:
 def _downloads(config: Config, root: Path, verify: bool) -> Iterator[Finding]:
     lock = read_lock(root)
     for name, download in config.downloads.items():
-        files = wanted(config, [name])
+        files = required_files(config, [name])
         absent = [each for each in files if not (root / each.path).is_file()]
         wrong = [f"{each.path}: {why}" for each in files if each not in absent and (why := _fault(each, root, lock, verify))]
         where = f"{download.hub} at {download.revision[:7]}" if download.hub else download.url
@@ -79,10 +79,10 @@ def _downloads(config: Config, root: Path, verify: bool) -> Iterator[Finding]:
             yield Finding(f"download {name}", "ok", gigabytes(held), download.licence, about)
 
 
-def _fault(each: Wanted, root: Path, lock: dict[str, dict[str, object]], verify: bool) -> str:
+def _fault(each: RequiredFile, root: Path, lock: dict[str, dict[str, object]], verify: bool) -> str:
     """By the bytes, or at a glance: of another origin or size than what was fetched."""
     if verify:
-        return fault(each, root, lock)
+        return mismatch(each, root, lock)
     entry = lock.get(str(each.path))
     if entry and entry["origin"] != each.origin:
         return f"it is of {entry['origin']}"

@@ -9,7 +9,7 @@ from rich.console import Console
 from textcraftor.chain.sampler import Sampler
 from textcraftor.config import Config
 from textcraftor.errors import TrainingError
-from textcraftor.fetch import missing
+from textcraftor.fetch import missing_files
 from textcraftor.models.base import TunedModel, load_base
 from textcraftor.planning.plan import gigabytes, peak_memory, plan, some_prompts, table, truncated_tokens
 from textcraftor.prompts.table import noise_seed, prompt_id
@@ -34,7 +34,7 @@ def dry_run(config: Config, mix: str, root: Path, device: torch.device) -> bool:
         console.print(f"The architecture of {config.base.path} is not known before it is fetched, so nothing is estimated.")
     else:
         console.print(table(made, truncated_tokens(config, root), device))
-    absent = missing(config, root)
+    absent = missing_files(config, root)
     if absent:
         console.print(
             f"No batch was run: {absent[0].path} and {len(absent) - 1} more files are missing. "
