@@ -1,12 +1,14 @@
 """What a run can be told; this is the form in Prefect's UI."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from textcraftor.config import PROFILES
+from textcraftor.config import profile_files
 
-Profile = Annotated[str, Field(json_schema_extra={"enum": sorted(path.stem for path in PROFILES.glob("*.yaml"))})]
+# The form offers the shipped profiles and those in the project's own `profiles/`, as they were at deployment.
+Profile = Annotated[str, Field(json_schema_extra={"enum": sorted(profile_files(Path()))})]
 
 
 class RunSettings(BaseModel):

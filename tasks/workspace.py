@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +22,7 @@ from prefect.cache_policies import NO_CACHE
 
 from textcraftor import layout
 from textcraftor.artifact import digest, written_aside
-from textcraftor.config import Config, load, merge, named_files
+from textcraftor.config import PROFILES, Config, load, merge, named_files, profile_file, resolve
 from textcraftor.errors import ConfigError, PromptError
 
 PROMPT_FILES = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".parquet")
@@ -80,24 +79,16 @@ def open_workspace(
         wanted = merge(wanted, {"prompts": {"sources": [prompt_source(root / prompts)]}})
     if mixes:
         wanted["mixes"] = list(mixes)
-    config = resolve(wanted)
+    config = resolve(wanted, root)
     # dvc.yaml loops over both lists, so they stand in params.yaml even where the profile decides.
     wanted["mixes"] = list(config.mixes)
     wanted["unet_mixes"] = list(config.mixes if tune_unet else config.unet_mixes)
     if wanted == stands:
         return Workspace(root)
-    list(named_paths(resolve(wanted)))  # raises before anything is written
+    list(named_paths(resolve(wanted, root)))  # raises before anything is written
     folder = root / "runs" / hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:12]
     furnish(folder, root, wanted, [root / prompts] if prompts else [])
     return Workspace(folder)
-
-
-def resolve(params: Mapping[str, Any]) -> Config:
-    """The configuration that `params` would give as a params.yaml. Raises ConfigError."""
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "params.yaml"
-        path.write_text(yaml.safe_dump(dict(params)), encoding="utf-8")
-        return load(path)
 
 
 def prompt_source(path: Path) -> dict[str, str]:
@@ -129,9 +120,16 @@ def furnish(folder: Path, root: Path, params: Mapping[str, Any], prompt_files: I
     with variant, variant.config.edit() as settings:
         settings["cache"]["dir"] = str(cache)
         settings["core"].update({"analytics": False, "check_update": False})
-    for entry in sorted({*inputs(folder), *named_paths(resolve(params))}):
+    config = resolve(params, root)
+    for entry in sorted({*inputs(folder), *named_paths(config), *own_profile(config, root)}):
         if (root / entry).exists():
             _place(root / entry, folder / entry)
+
+
+def own_profile(config: Config, root: Path) -> list[str]:
+    """The profile's file, relative to the workspace, where it is one of the project's own."""
+    path = profile_file(config.profile, root)
+    return [str(path.relative_to(root))] if path.is_relative_to(root) and not path.is_relative_to(PROFILES) else []
 
 
 def named_paths(config: Config) -> Iterator[str]:

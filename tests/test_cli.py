@@ -1,4 +1,4 @@
-"""The command line: a user's fault is one line and status 2, and leaves nothing half-written."""
+"""Tests of the command line: a user's mistake is one line, exit status 2, and no partial output."""
 
 import sys
 from pathlib import Path
@@ -25,11 +25,20 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *ar
     return int(stop.value.code or 0), printed.out, printed.err
 
 
-def test_config_prints_the_resolved_whole(
+def test_config_prints_every_setting(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     status, out, _ = run(monkeypatch, capsys, "config")
     assert status == 0 and "num_inference_steps: 25" in out and "weight_decay: 0.01" in out
+
+
+def test_config_lists_the_profiles(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (workspace / "profiles").mkdir()
+    (workspace / "profiles/mine.yaml").write_text("{}")
+    status, out, _ = run(monkeypatch, capsys, "config", "--list")
+    assert status == 0 and [line.split()[0] for line in out.splitlines()] == ["mine", "sd15", "sd21", "sdxl", "tiny"]
 
 
 @pytest.mark.parametrize(
@@ -47,7 +56,7 @@ def test_config_prints_the_resolved_whole(
         ("profile: tiny", ["config", "--params", "nowhere.yaml"], "nowhere.yaml does not exist"),
     ],
 )
-def test_a_fault_of_the_user_is_one_line(
+def test_a_mistake_of_the_user_is_one_line(
     workspace: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -81,7 +90,7 @@ def test_a_bad_prompt_file_is_one_line(
     assert not (workspace / "data").exists()
 
 
-def test_tiny_build_makes_nothing_where_all_is_there(
+def test_tiny_build_does_nothing_when_the_weights_exist(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     status, out, _ = run(monkeypatch, capsys, "tiny-build", "--out", str(ROOT / "data/tiny"), "--work", "scratch")

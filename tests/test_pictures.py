@@ -9,7 +9,7 @@ def plain(colour, side=64):
     return Image.new("RGB", (side, side), colour)
 
 
-def test_pictures_of_one_prompt_stand_above_each_other():
+def test_pictures_of_one_prompt_are_in_one_column():
     image = np.asarray(pictures.side_by_side(["one", "two"], {"base": [plain("red")] * 2, "tuned": [plain("blue")] * 2}))
     x, y = pictures.MARGIN + pictures.LABEL + 5, pictures.MARGIN + 5
     below, right = y + pictures.CELL + pictures.GAP, x + pictures.CELL + pictures.GAP
@@ -17,28 +17,28 @@ def test_pictures_of_one_prompt_stand_above_each_other():
     assert image[below, x].tolist() == image[below, right].tolist() == [0, 0, 255]
 
 
-def test_prompts_and_labels_are_written():
+def test_prompts_and_labels_are_drawn():
     rows = {"base": [plain("white")]}
-    silent = np.asarray(pictures.side_by_side([""], {"": [plain("white")]}))
-    spoken = np.asarray(pictures.side_by_side(["a red circle"], rows))
+    empty = np.asarray(pictures.side_by_side([""], {"": [plain("white")]}))
+    labelled = np.asarray(pictures.side_by_side(["a red circle"], rows))
     below = pictures.MARGIN + pictures.CELL + pictures.GAP
-    assert (silent == 255).all()
-    assert (spoken[below:] < 255).any()  # the prompt
-    assert (spoken[:below, : pictures.MARGIN + pictures.LABEL] < 255).any()  # the label
+    assert (empty == 255).all()
+    assert (labelled[below:] < 255).any()  # the prompt
+    assert (labelled[:below, : pictures.MARGIN + pictures.LABEL] < 255).any()  # the label
 
 
-def test_any_prompt_can_be_written():
+def test_any_prompt_can_be_drawn():
     prompts = ["costs $5 or $6_{x}", "雪の中の猫 " * 20, "x" * 500, "\u202egnp.exe", "two\nlines\there", "👩🏽‍🚀", ""]
     pictures.side_by_side(prompts, {"base": [plain("red")] * len(prompts)})
 
 
-def test_same_pictures_same_bytes(tmp_path):
+def test_equal_pictures_give_equal_bytes(tmp_path):
     for name in ("one.png", "two.png"):
         pictures.save(pictures.side_by_side(["a"], {"base": [plain("red")]}), tmp_path / name)
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
 
 
-def test_a_picture_is_the_image_and_only_large_ones_shrink():
+def test_a_picture_has_the_pixels_of_its_tensor_and_only_large_ones_shrink():
     image = torch.arange(3 * 4 * 4, dtype=torch.uint8).view(3, 4, 4)
     assert torch.equal(torch.from_numpy(np.array(pictures.picture(image))).permute(2, 0, 1), image)
     assert pictures.picture(torch.zeros(3, 512, 512, dtype=torch.uint8), 256).size == (256, 256)

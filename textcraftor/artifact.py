@@ -1,4 +1,4 @@
-"""Artifacts on disk: written whole or not at all, digested, and carrying their proof."""
+"""Artifacts on disk: written atomically, identified by digests, with a proof of what made them."""
 
 import contextlib
 import hashlib
@@ -14,16 +14,16 @@ from typing import Any
 
 import pydantic
 
-from textcraftor.config import BaseConfig, RewardConfig
+from textcraftor.config import BaseConfig, RewardConfig, locate
 
 LIBRARIES = ("torch", "diffusers", "transformers", "open_clip_torch", "numpy", "textcraftor")
 
 
 @contextlib.contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write a file or folder to; it takes the name only on success.
+    """Yield a temporary path to write a file or folder to, which replaces `path` on success.
 
-    On an exception what was there before is untouched and nothing half-written stays.
+    On an exception `path` is unchanged and the temporary path is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
@@ -32,14 +32,14 @@ def written_aside(path: Path) -> Iterator[Path]:
         for entry in (aside, *aside.rglob("*")):
             _sync(entry)
         if path.is_dir() and not path.is_symlink():
-            # A folder cannot be replaced in one step: move the old one into the scratch, then rename.
+            # A folder cannot be replaced in one step: move the old one away first.
             path.rename(Path(scratch) / "replaced")
         aside.replace(path)
         _sync(path.parent)
 
 
 def clear_aside(path: Path) -> None:
-    """Remove what a killed `written_aside(path)` left. Only for paths that no other process is writing."""
+    """Remove the temporary files of a killed `written_aside(path)`. No other process may be writing `path`."""
     for left in path.parent.glob(f".{path.name}.*"):
         shutil.rmtree(left, ignore_errors=True)
 
@@ -66,33 +66,32 @@ def digest(path: Path) -> str:
     return total.hexdigest()
 
 
-def identity(path: str, revision: str | None = None) -> str:
-    """What identifies a model's bytes: the digest of a local file or folder, or a hub id with its revision."""
-    return digest(Path(path)) if path and Path(path).exists() else f"{path}@{revision}"
+def identity(path: str, root: Path, revision: str | None = None) -> str:
+    """Identifies a model's bytes: the sha256 of a file or folder of the workspace, or a hub id with its revision."""
+    located = Path(locate(path, root))
+    return digest(located) if located.exists() else f"{path}@{revision}"
 
 
-def base_identity(base: BaseConfig) -> str:
-    """What identifies a base's bytes as they are used: its files, what names its architecture, and its precision.
+def base_identity(base: BaseConfig, root: Path) -> str:
+    """Identifies a base model's bytes as they are used: every file it names, and its precision.
 
-    The resolution is left out: latents show it by their shape.
+    The resolution is left out: the shape of latents shows it.
     """
-    parts = [identity(base.path, base.revision)]
-    if base.config:
-        parts.append(identity(base.config, base.revision))
+    parts = [identity(path, root, base.revision) for path in base.own_files().values()]
     if base.dtype != "float32":
         parts.append(base.dtype)
     return " ".join(parts)
 
 
-def reward_identity(reward: RewardConfig) -> str:
-    """What identifies a reward's bytes: its weights, and its head and tokenizer where they lie elsewhere."""
-    return " ".join(identity(path) for path in (reward.path, reward.head, reward.tokenizer) if path)
+def reward_identity(reward: RewardConfig, root: Path) -> str:
+    """Identifies a reward's bytes: its weights, and its head and tokenizer where the profile names them."""
+    return " ".join(identity(path, root) for path in reward.own_files().values())
 
 
 def proof(config: Mapping[str, pydantic.BaseModel | Any], inputs: Mapping[str, Path], seed: int) -> dict[str, Any]:
-    """What an artifact must carry: config, seed, code revision, digests of what went in, versions.
+    """The record that every artifact carries: config, seed, code revision, digests of its inputs, library versions.
 
-    No time and no host: the same inputs must give the same bytes.
+    It holds no time and no host, so that equal inputs give equal bytes.
     """
     return {
         "config": {
@@ -107,14 +106,17 @@ def proof(config: Mapping[str, pydantic.BaseModel | Any], inputs: Mapping[str, P
 
 
 def code_revision() -> str:
-    """The commit the library runs from, "+dirty" where its files differ from it; its version outside git."""
-    here = Path(__file__).parent
-    git = shutil.which("git")
+    """The commit of the repository that tracks the library's files, "+dirty" where they differ from it.
+
+    The library's version where no repository tracks them, such as in an environment inside another project's.
+    """
+    module, git = Path(__file__), shutil.which("git")
     if git is None:
         return _version("textcraftor")
-    run = [git, "-C", str(here)]
+    run = [git, "-C", str(module.parent)]
+    tracked = subprocess.run([*run, "ls-files", "--error-unmatch", module.name], capture_output=True)
     commit = subprocess.run([*run, "rev-parse", "HEAD"], capture_output=True, text=True)
-    if commit.returncode != 0:
+    if tracked.returncode or commit.returncode:
         return _version("textcraftor")
     changed = subprocess.run([*run, "status", "--porcelain", "--", "."], capture_output=True, text=True)
     return commit.stdout.strip() + ("+dirty" if changed.stdout.strip() else "")
@@ -128,7 +130,7 @@ def _version(distribution: str) -> str:
 
 
 def _sync(entry: Path) -> None:
-    """Flush a file, or a folder's list of names, to the disk, so that a rename never outlives its bytes."""
+    """Flush a file or a folder's entries to disk, so that a rename is never stored before the bytes."""
     descriptor = os.open(entry, os.O_RDONLY)
     try:
         os.fsync(descriptor)

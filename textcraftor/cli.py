@@ -1,7 +1,7 @@
-"""The command line: one verb a stage, plus what a person does with the result.
+"""The command line: one verb for each stage, and verbs to use and inspect the result.
 
-A user's fault prints one line and exits 2; a bug keeps its traceback. Verbs and candidates that need an
-orchestrator come from entry points, loaded only when they are used: the library itself knows none.
+A user's mistake prints one line and exits with 2; a bug keeps its traceback. Verbs and candidates that need an
+orchestrator are entry points, loaded only when they are used: the library itself imports none.
 """
 
 import json
@@ -23,46 +23,54 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
-Params = Annotated[Path, typer.Option(help="The run: profile, mixes, overrides.")]
+Params = Annotated[Path, typer.Option(help="The run: its profile, mixes and overrides. Its folder is the workspace.")]
 Profile = Annotated[
-    str | None, typer.Option(help="This profile instead of the one params.yaml names, whose overrides are then left out.")
+    str | None,
+    typer.Option(help="A profile's name or file, instead of the one params.yaml names, whose overrides are then left out."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
-ROOT = Path()
 PARAMS = Path("params.yaml")
 
 
 @app.command()
-def config(params: Params = PARAMS, profile: Profile = None) -> None:
-    """Print the resolved configuration, every default spelled out."""
+def config(
+    params: Params = PARAMS,
+    profile: Profile = None,
+    list_profiles: Annotated[bool, typer.Option("--list", help="Print the names and files of all profiles instead.")] = False,
+) -> None:
+    """Print the resolved configuration, every default included."""
+    if list_profiles:
+        for name, path in sorted(configuration.profile_files(params.parent).items()):
+            typer.echo(f"{name}  {path}")
+        return
     typer.echo(configuration.resolved_yaml(configuration.load(params, profile=profile)), nl=False)
 
 
 @app.command()
 def curate(params: Params = PARAMS, profile: Profile = None) -> None:
-    """Sources -> clean, deduped, classified, split prompts."""
+    """Clean, deduplicate, classify and split the prompts of the sources."""
     run = configuration.load(params, profile=profile)
     from textcraftor.prompts import curate
 
-    summary = curate(run.prompts, ROOT, ROOT / layout.CURATED)
+    summary = curate(run.prompts, params.parent, params.parent / layout.CURATED)
     typer.echo(summary)
 
 
 @app.command()
 def validate(params: Params = PARAMS, profile: Profile = None) -> None:
-    """Check the curated prompts; a violation stops everything downstream."""
-    _plugin("textcraftor.verbs", "validate")(configuration.load(params, profile=profile), ROOT)
+    """Check the curated prompts; a violation stops every later stage."""
+    _plugin("textcraftor.verbs", "validate")(configuration.load(params, profile=profile), params.parent)
 
 
 @app.command()
 def prepare(params: Params = PARAMS, profile: Profile = None, device: Device = "auto") -> None:
-    """Compute prefix latents and text features once, for every mix."""
+    """Compute the prefix latents and text features that all mixes share."""
     run = configuration.load(params, profile=profile)
-    _require_downloads(run)
+    _require_downloads(run, params.parent)
     from textcraftor.cache.prepare import prepare
     from textcraftor.device import choose_device
 
-    prepare(run, ROOT, choose_device(device, run.prepare.cpu_threads or run.cpu_threads))
+    prepare(run, params.parent, choose_device(device, run.prepare.cpu_threads or run.cpu_threads))
 
 
 @app.command()
@@ -72,7 +80,7 @@ def train(
     profile: Profile = None,
     device: Device = "auto",
     dry_run: Annotated[
-        bool, typer.Option(help="Print the plan, run one batch where the weights are here, keep nothing.")
+        bool, typer.Option(help="Print the plan and run one batch, if the weights are here. Nothing is kept.")
     ] = False,
 ) -> None:
     """Tune the text encoder on one reward mix."""
@@ -82,12 +90,12 @@ def train(
     if dry_run:
         from textcraftor.planning.dry_run import dry_run as try_it
 
-        try_it(run, mix, ROOT, choose_device(device, run.cpu_threads))
+        try_it(run, mix, params.parent, choose_device(device, run.cpu_threads))
         return
-    _require_downloads(run)
+    _require_downloads(run, params.parent)
     from textcraftor.training.stages import train_text_encoder
 
-    typer.echo(train_text_encoder(run, mix, ROOT, choose_device(device, run.cpu_threads)))
+    typer.echo(train_text_encoder(run, mix, params.parent, choose_device(device, run.cpu_threads)))
 
 
 @app.command("train-unet")
@@ -99,11 +107,11 @@ def train_unet(
 ) -> None:
     """Tune the UNet on the frozen tuned text encoder of a mix."""
     run = configuration.load(params, profile=profile)
-    _require_downloads(run)
+    _require_downloads(run, params.parent)
     from textcraftor.device import choose_device
     from textcraftor.training.stages import train_unet
 
-    typer.echo(train_unet(run, mix, ROOT, choose_device(device, run.cpu_threads)))
+    typer.echo(train_unet(run, mix, params.parent, choose_device(device, run.cpu_threads)))
 
 
 @app.command()
@@ -113,22 +121,22 @@ def evaluate(
     profile: Profile = None,
     device: Device = "auto",
 ) -> None:
-    """Draw and judge one candidate: same prompts, same noise as the base."""
+    """Generate a candidate's images and score them, on the same prompts and noise as the base."""
     run = configuration.load(params, profile=profile)
-    _require_downloads(run)
+    _require_downloads(run, params.parent)
     from textcraftor.device import choose_device
     from textcraftor.evaluate import evaluate
 
-    typer.echo(evaluate(run, candidate, ROOT, choose_device(device, run.cpu_threads)))
+    typer.echo(evaluate(run, candidate, params.parent, choose_device(device, run.cpu_threads)))
 
 
 @app.command()
 def gate(params: Params = PARAMS, profile: Profile = None) -> None:
-    """Hold every candidate's scores against the thresholds."""
+    """Compare every candidate's scores with the thresholds."""
     run = configuration.load(params, profile=profile)
     from textcraftor.evaluate.gate import gate
 
-    typer.echo(gate(run, ROOT))
+    typer.echo(gate(run, params.parent))
 
 
 @app.command()
@@ -152,13 +160,14 @@ def generate(
     from textcraftor.device import choose_device
     from textcraftor.generate import draw
 
+    root = params.parent
     if model in (layout.BASE, *run.candidates):
-        candidate, scores = Candidate.find(model, ROOT), ROOT / layout.scores_file(model)
+        candidate, scores = Candidate.find(model, root), root / layout.scores_file(model)
     else:
         folder = Path(model) if Path(model).is_dir() else _plugin("textcraftor.candidates", "registry")(model, run)
-        candidate, scores = Candidate.find(str(folder), ROOT), folder / "evidence/scores.parquet"
-    run = _judged_settings(run, candidate, scores)
-    draw(run, candidate, prompt, seed, out, choose_device(device, run.cpu_threads))
+        candidate, scores = Candidate.find(str(folder), root), folder / "evidence/scores.parquet"
+    run = _judged_settings(run, candidate, scores, root)
+    draw(run.at(root), candidate, prompt, seed, out, choose_device(device, run.cpu_threads))
     typer.echo(out)
 
 
@@ -166,17 +175,17 @@ def generate(
 def fetch(
     names: Annotated[list[str] | None, typer.Argument(help="Only these downloads of the profile.")] = None,
     folder: Annotated[Path | None, typer.Option("--from", help="Take the files from this folder; no network.")] = None,
-    mirror: Annotated[str, typer.Option(help="A hub mirror; else `mirror` of the profile, else HF_ENDPOINT.")] = "",
+    mirror: Annotated[str, typer.Option(help="Hub mirror. Default: `mirror` of the profile, then HF_ENDPOINT.")] = "",
     params: Params = PARAMS,
     profile: Profile = None,
 ) -> None:
-    """Get what the profile needs and is not here yet: pinned, resumed, verified, never unpickled."""
+    """Download what the profile needs and the workspace lacks: pinned, resumable, verified, never unpickled."""
     run = configuration.load(params, profile=profile)
     from textcraftor.fetch import LOCK, fetch
 
-    for fetched in fetch(run, ROOT, names or (), folder, mirror):
+    for fetched in fetch(run, params.parent, names or (), folder, mirror):
         typer.echo(f"{fetched.action:<10}  {fetched.bytes / 1e6:>9,.1f} MB  {fetched.path}")
-    typer.echo(f"All is here, as recorded in {LOCK}" if run.downloads else f"Profile {run.profile} needs no downloads")
+    typer.echo(f"All files are here, as recorded in {LOCK}" if run.downloads else f"Profile {run.profile} needs no downloads")
 
 
 @app.command()
@@ -186,14 +195,14 @@ def doctor(
     device: Device = "auto",
     verify: Annotated[bool, typer.Option(help="Read every file and compare its sha256.")] = False,
 ) -> None:
-    """What the profile needs, what is missing, and what a run will take; exits with 1 when something is missing."""
+    """Print what the profile needs, what is missing, and the memory and time of a run. Exits with 1 if anything is missing."""
     run = configuration.load(params, profile=profile)
     from rich.console import Console
 
     from textcraftor.device import choose_device
     from textcraftor.planning.doctor import examine, table
 
-    findings = examine(run, ROOT, choose_device(device, run.cpu_threads), verify)
+    findings = examine(run, params.parent, choose_device(device, run.cpu_threads), verify)
     Console(width=None if sys.stdout.isatty() else 160).print(table(run, findings))
     if any(finding.fails for finding in findings):
         raise typer.Exit(1)
@@ -205,7 +214,7 @@ app.add_typer(bench, name="bench")
 
 @bench.callback()
 def _bench() -> None:
-    """A group, though it has one command yet."""
+    """Keep `bench` a group of commands while it has only one."""
 
 
 @bench.command("train")
@@ -226,17 +235,19 @@ def bench_train(
     device: Device = "auto",
 ) -> None:
     """Our training step against a plain loop with the published code's semantics: speed, memory, gradient."""
-    run = configuration.load(params, configuration.parsed(settings or ()), profile)
+    run = configuration.load(params, configuration.parsed(settings or ()), profile).at(params.parent)
     from textcraftor.bench import bench_training
     from textcraftor.device import choose_device
 
     if random_weights:
         from textcraftor.bench.random_weights import with_random_weights, write_all
 
-        run = with_random_weights(run, layout.RANDOM_WEIGHTS)
-        write_all(layout.RANDOM_WEIGHTS)
+        folder = params.parent / layout.RANDOM_WEIGHTS
+        with_random_weights(run, folder)  # refuses other profiles, before 12 GB are written
+        write_all(folder)
+        run = with_random_weights(run, folder)
     else:
-        _require_downloads(run)
+        _require_downloads(run, params.parent)
     found = bench_training(
         run, mix or ("paper" if "paper" in run.mix else run.mixes[0]), choose_device(device, threads), repeats, micro_batch
     )
@@ -249,8 +260,8 @@ def bench_train(
 
 @app.command("tiny-build")
 def tiny_build(
-    out: Annotated[Path, typer.Option(help="Where the weights go.")] = layout.TINY,
-    work: Annotated[Path, typer.Option(help="Scratch: caches and states to resume from.")] = layout.TINY_STATE,
+    out: Annotated[Path, typer.Option(help="Where to write the weights.")] = layout.TINY,
+    work: Annotated[Path, typer.Option(help="Caches and checkpoints to resume from.")] = layout.TINY_STATE,
     seed: int = 0,
     device: Device = "auto",
 ) -> None:
@@ -260,15 +271,15 @@ def tiny_build(
     typer.echo(f"made: {', '.join(build(out, work, seed=seed, device=device)) or 'nothing, all is there'}")
 
 
-def _require_downloads(run: configuration.Config) -> None:
-    """Raises ModelError, naming `fetch`, before a library says the same in words of its own."""
+def _require_downloads(run: configuration.Config, root: Path) -> None:
+    """Raise ModelError, naming `fetch`, before a library fails with a message of its own."""
     if run.downloads:
         from textcraftor.fetch import require
 
-        require(run, ROOT)
+        require(run, root)
 
 
-def _judged_settings(run: configuration.Config, candidate: "Candidate", scores: Path) -> configuration.Config:
+def _judged_settings(run: configuration.Config, candidate: "Candidate", scores: Path, root: Path) -> configuration.Config:
     """`run` with the settings the candidate was judged with; unchanged for the base and for weights not judged yet."""
     if not candidate.parts or not scores.is_file():
         return run
@@ -276,17 +287,32 @@ def _judged_settings(run: configuration.Config, candidate: "Candidate", scores: 
     from textcraftor.generate import with_judged_settings
 
     judged = Scores.read(scores)
-    return with_judged_settings(run, judged.proof, ROOT) if judged.digest == candidate.digest else run
+    return with_judged_settings(run, judged.proof, root) if judged.digest == candidate.digest else run
 
 
 def _plugin(group: str, name: str) -> Callable[..., Any]:
-    """The function that an installed package offers; the pipeline extra offers ours."""
+    """The function behind a verb or a kind of candidate that needs an orchestrator: ours in `tasks/`, or another package's.
+
+    `tasks/` is in no wheel, since its name is anybody's: it is imported from the checkout that this library runs from.
+    Raises ConfigError outside a checkout, or without the pipeline extra.
+    """
+    checkout = Path(__file__).resolve().parents[1]
     for entry_point in entry_points(group=group, name=name):
+        if entry_point.dist and entry_point.dist.name == "textcraftor":
+            if not ((checkout / "pyproject.toml").is_file() and (checkout / "tasks/__init__.py").is_file()):
+                continue
+            if str(checkout) != sys.path[0]:
+                sys.path.insert(0, str(checkout))  # before any other module called `tasks`
         try:
             return entry_point.load()
         except ImportError as error:
-            raise ConfigError(f"`{name}` needs the pipeline extra ({error}): pip install 'textcraftor[pipeline]'") from None
-    raise ConfigError(f"Nothing offers `{name}`: pip install 'textcraftor[pipeline]'")
+            raise ConfigError(
+                f"`{name}` needs the pipeline extra ({error}): `make setup`, or pip install -e '{checkout}[pipeline]'"
+            ) from None
+    raise ConfigError(
+        f"`{name}` belongs to the pipeline (tasks/ and flows/), which is not installed with the library. Get a checkout of the "
+        "project, run `make setup` there, and use its .venv/bin/textcraftor"
+    )
 
 
 def main() -> None:
@@ -295,12 +321,8 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        _say(str(error))
+        typer.echo(f"textcraftor: {' '.join(str(error).split())}", err=True)
         sys.exit(error.exit_status)
-
-
-def _say(message: str) -> None:
-    typer.echo(f"textcraftor: {' '.join(message.split())}", err=True)
 
 
 if __name__ == "__main__":

@@ -109,3 +109,42 @@ def test_settings_of_a_command_line() -> None:
     for wrong in ("train.steps", "=3", "a=[1"):
         with pytest.raises(ConfigError, match=r"KEY=VALUE|not YAML"):
             config.parsed([wrong])
+
+
+@pytest.fixture
+def own(params: Path) -> Path:
+    """A profile of the user's own in the workspace: the tiny one, changed."""
+    tiny = yaml.safe_load((config.PROFILES / "tiny.yaml").read_text())
+    path = params.parent / "profiles/mine.yaml"
+    path.parent.mkdir()
+    path.write_text(yaml.safe_dump(config.merge(tiny, {"train": {"steps": 3}})))
+    return path
+
+
+@pytest.mark.parametrize("name", ["mine", "profiles/mine.yaml"])
+def test_a_profile_may_be_a_file_of_the_workspace(params: Path, own: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/")  # relative to the workspace, never to the current folder
+    params.write_text(yaml.safe_dump({"profile": name, "train": {"batch_size": 2}}))
+    run = config.load(params)
+    assert (run.profile, run.train.steps, run.train.batch_size) == (name, 3, 2)
+    params.write_text("profile: tiny\ntrain: {steps: 9}\n")
+    run = config.load(params, profile=name)
+    assert (run.profile, run.train.steps) == (name, 3), "overrides of another profile are left out"
+    params.write_text(config.resolved_yaml(run))
+    assert config.load(params) == run
+
+
+def test_errors_and_lists_name_the_profiles_of_the_workspace(params: Path, own: Path) -> None:
+    assert config.profile_files(params.parent) == {path.stem: path for path in (*config.PROFILES.glob("*.yaml"), own)}
+    with pytest.raises(
+        ConfigError, match=r"Unknown profile 'mien'. Known: mine, .*tiny\. Did you mean 'mine'\?.*profiles/NAME"
+    ):
+        config.load(params, {"profile": "mien"})
+    with pytest.raises(ConfigError, match=r"other/mine\.yaml does not exist"):
+        config.load(params, {"profile": "other/mine.yaml"})
+
+
+def test_a_profile_may_not_take_the_name_of_a_shipped_one(params: Path, own: Path) -> None:
+    own.rename(own.with_name("sd15.yaml"))
+    with pytest.raises(ConfigError, match=r"profiles/sd15\.yaml has the name of a shipped profile.*Rename it"):
+        config.load(params)

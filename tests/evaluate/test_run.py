@@ -186,3 +186,24 @@ def test_a_base_of_other_prompts_judges_or_chain_is_not_compared_with(workspace)
     with pytest.raises(ModelError, match="another weights of base"):
         evaluate(config, "balanced", workspace, CPU)
     assert pl.read_parquet(parquet).height == scores.table.height
+
+
+@pytest.mark.parametrize("field", ["head", "tokenizer"])
+def test_the_proof_digests_every_file_of_a_judge(config, root, good, poor, field):
+    """A judge's head or tokenizer may lie outside its folder; another one makes other scores."""
+    (root / "made-up").mkdir()
+    (root / "made-up/weights").write_text("tower")
+    (root / "files").write_text("first")
+    config = load(root / "params.yaml", {"rewards": {"bright": {field: "files"}}})
+    run(config, root, "base", poor)
+    proof = Scores.read(root / "data/scores/base.parquet").proof["inputs"]
+    assert proof["judge bright"] == digest(root / "made-up")
+    assert proof[f"judge bright {field}"] == digest(root / "files")
+    before = Scores.read(root / "data/scores/base.parquet")
+    (root / "files").write_text("second")
+    run(config, root, "balanced", good)
+    after = Scores.read(root / "data/scores/balanced.parquet")
+    assert f"of the {field}" in str(after.unlike(before, "bright"))
+    assert after.unlike(before, "heldout") is None
+    with pytest.raises(ModelError, match=f"weights of judge bright {field}"):
+        evaluate(config, "balanced", root, CPU)

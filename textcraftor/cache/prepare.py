@@ -68,7 +68,7 @@ def prepare(config: Config, root: Path, device: torch.device) -> None:
     device = data_parallel.start(device)
     work = WorkSplit()
     console = Console(stderr=True, quiet=work.rank > 0)
-    base = load_base(config.base, device)
+    base = load_base(config.base.at(root), device)
     samplers = {
         "train": Sampler(base, config.train_chain, config.train.switch_at),
         "heldout": Sampler(base, config.chain, config.sampler.switch_at),
@@ -110,7 +110,7 @@ def read_text_features(config: Config, root: Path, reward: str) -> Store:
 
 
 def _train_content(config: Config, root: Path) -> StoreContent:
-    made_by = _prefix_facts(config, config.train_chain, config.train.switch_at, config.prepare.dtype)
+    made_by = _prefix_facts(config, root, config.train_chain, config.train.switch_at, config.prepare.dtype)
     return StoreContent(made_by, train_table(config, root), config.prepare.shard_rows)
 
 
@@ -118,19 +118,19 @@ def _heldout_content(config: Config, root: Path) -> StoreContent:
     """Always float32: candidates are compared with the base, and the base with published results."""
     prompts, _, seeds = heldout_rows(config, root)
     table = pl.DataFrame({"prompt": prompts, "seed": seeds}, schema={"prompt": pl.String, "seed": pl.Int64})
-    made_by = _prefix_facts(config, config.chain, config.sampler.switch_at, "float32")
+    made_by = _prefix_facts(config, root, config.chain, config.sampler.switch_at, "float32")
     return StoreContent(made_by, table, config.prepare.shard_rows)
 
 
 def _features_content(config: Config, root: Path, reward: str) -> StoreContent:
-    made_by = {"text_features": reward_facts(config.rewards[reward])}
+    made_by = {"text_features": reward_facts(config.rewards[reward], root)}
     return StoreContent(made_by, train_table(config, root).select("prompt"), config.prepare.shard_rows)
 
 
-def _prefix_facts(config: Config, chain: ChainConfig, switch_at: float, dtype: str) -> dict[str, Any]:
+def _prefix_facts(config: Config, root: Path, chain: ChainConfig, switch_at: float, dtype: str) -> dict[str, Any]:
     """Everything a prefix depends on besides prompt and seed. The base is identified by its files' digests."""
     return {
-        "base": base_identity(config.base),
+        "base": base_identity(config.base, root),
         "resolution": config.base.resolution,
         "chain": chain.model_dump(mode="json"),
         "switch": switch_step(switch_at, chain.num_inference_steps),
@@ -138,11 +138,10 @@ def _prefix_facts(config: Config, chain: ChainConfig, switch_at: float, dtype: s
     }
 
 
-def reward_facts(reward: RewardConfig) -> dict[str, Any]:
+def reward_facts(reward: RewardConfig, root: Path) -> dict[str, Any]:
     """What a reward's scores depend on: its settings, and its files by digest instead of path."""
-    files = ("path", "head", "tokenizer")
-    settings = reward.model_dump(mode="json", exclude={*files, "licence"})
-    return settings | {name: identity(getattr(reward, name)) for name in files if getattr(reward, name)}
+    settings = reward.model_dump(mode="json", exclude={"path", "head", "tokenizer", "licence"})
+    return settings | {name: identity(path, root) for name, path in reward.own_files().items()}
 
 
 def _fill_features(config: Config, root: Path, device: torch.device, work: WorkSplit, console: Console) -> None:
@@ -150,7 +149,7 @@ def _fill_features(config: Config, root: Path, device: torch.device, work: WorkS
     names = trained_rewards(config) if config.prepare.mode == "cache" else []
     for name in names:
         content = _features_content(config, root, name)
-        made = fill(folder / name, content, _text_features(config, name, content, device), TEXT_BATCH, None, work)
+        made = fill(folder / name, content, _text_features(config, name, content, root, device), TEXT_BATCH, None, work)
         console.print(f"{name}: text features of {content.table.height} prompts {_describe_reuse(made, len(content.shards))}")
     if work.rank == 0:
         if names:
@@ -169,12 +168,14 @@ def _prefixes(sampler: Sampler, table: pl.DataFrame, dtype: torch.dtype) -> Call
     return prefixes
 
 
-def _text_features(config: Config, name: str, content: StoreContent, device: torch.device) -> Callable[[slice], Tensor]:
+def _text_features(
+    config: Config, name: str, content: StoreContent, root: Path, device: torch.device
+) -> Callable[[slice], Tensor]:
     """rows -> (B, D) float32; the reward is loaded at the first call, which may never come."""
 
     @functools.cache
     def reward() -> Reward:
-        return load_reward(name, config.rewards[name], device)
+        return load_reward(name, config.rewards[name].at(root), device)
 
     def features(rows: slice) -> Tensor:
         return reward().text_features(content.table["prompt"][rows].to_list()).float().cpu()

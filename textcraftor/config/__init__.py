@@ -8,11 +8,11 @@ carries the sections that made it. Fractions of the chain (`switch_at`) hold for
 from textcraftor.config.base import BaseConfig, ChainConfig, PrepareConfig, SamplerConfig, switch_step
 from textcraftor.config.downloads import Download
 from textcraftor.config.judging import MATRIX, EvaluateConfig, GateConfig, GateRule, RegistryConfig
-from textcraftor.config.profiles import PROFILES, load, merge, parsed, resolved_yaml
+from textcraftor.config.profiles import PROFILES, load, merge, parsed, profile_file, profile_files, resolve, resolved_yaml
 from textcraftor.config.prompts import FileSource, PromptsConfig, PromptSource, SceneSource
 from textcraftor.config.rewards import Mix, RewardConfig
 from textcraftor.config.run import Config
-from textcraftor.config.section import Fraction, Name, NamedFile, Positive, Section, named_files
+from textcraftor.config.section import Fraction, Name, NamedFile, Positive, Section, locate, named_files
 from textcraftor.config.training import TrainConfig, TuneConfig
 
 __all__ = [
@@ -42,9 +42,13 @@ __all__ = [
     "TrainConfig",
     "TuneConfig",
     "load",
+    "locate",
     "merge",
     "named_files",
     "parsed",
+    "profile_file",
+    "profile_files",
+    "resolve",
     "resolved_yaml",
     "switch_step",
 ]

@@ -1,4 +1,4 @@
-"""The only reader of YAML: a profile, overlaid by params.yaml, becomes a run or one line on what is wrong."""
+"""Reads YAML: a profile, overlaid by params.yaml, becomes a checked `Config`, or one line on what is wrong."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,29 +12,64 @@ from textcraftor.config.section import Section
 from textcraftor.errors import ConfigError, unknown
 
 PROFILES = Path(__file__).parents[1] / "profiles"
+OWN_PROFILES = Path("profiles")  # of the workspace
+DEFAULT = "tiny"
 
 SWITCH_HINT = " It is a fraction of the chain: 0.4 is the paper's value for sampling, 0.8 for training."
 
 
 def load(params: Path | str = "params.yaml", overrides: Mapping[str, Any] | None = None, profile: str | None = None) -> Config:
-    """Resolve a run: the profile, overlaid by `params`, overlaid by `overrides` (nested mappings).
+    """Resolve a run: the profile, overlaid by the file `params`, overlaid by `overrides` (nested mappings).
 
-    profile: instead of the one that `params` names. What `params` overrides belongs to the profile it names: another
-    one starts without it, and then the file need not even exist.
+    The folder of `params` is the workspace root, which every path in the configuration is relative to.
+    profile: used instead of the profile that `params` names. The overrides in `params` belong to the profile it names, so
+    another profile starts without them, and the file need not exist.
     Raises ConfigError when a file is missing or not YAML, a key is unknown or a value impossible.
     """
-    written = _read(Path(params)) if profile is None or Path(params).exists() else {}
-    if profile is not None and profile != written.get("profile", "tiny"):
+    params = Path(params)
+    written = _read(params) if profile is None or params.exists() else {}
+    if profile is not None and profile != written.get("profile", DEFAULT):
         written = {"profile": profile}
-    chosen = merge(written, overrides or {})
-    profile = chosen.get("profile", "tiny")
-    known = {path.stem: path for path in PROFILES.glob("*.yaml")}
-    if profile not in known:
-        raise ConfigError(unknown("profile", str(profile), known))
+    return resolve(merge(written, overrides or {}), params.parent)
+
+
+def resolve(params: Mapping[str, Any], root: Path) -> Config:
+    """The run that `params` describe, as the content of a params.yaml in the workspace `root`. Raises ConfigError."""
+    profile = str(params.get("profile", DEFAULT))
+    written = _read(profile_file(profile, root))
     try:
-        return Config.model_validate({**merge(_read(known[profile]), chosen), "profile": profile})
+        return Config.model_validate({**merge(written, params), "profile": profile})
     except ValidationError as error:
         raise ConfigError(_one_line(error)) from None
+
+
+def profile_files(root: Path) -> dict[str, Path]:
+    """Name -> file of the profiles that are shipped with the library, and of the workspace's own in `profiles/`.
+
+    Raises ConfigError when both have one of the same name.
+    """
+    shipped, own = ({path.stem: path for path in folder.glob("*.yaml")} for folder in (PROFILES, root / OWN_PROFILES))
+    if both := sorted(shipped.keys() & own.keys()):
+        raise ConfigError(f"{own[both[0]]} has the name of a shipped profile, so {both[0]!r} would mean two files. Rename it")
+    return shipped | own
+
+
+def profile_file(profile: str, root: Path) -> Path:
+    """The file of a profile, given by its name or by its path relative to `root`, which ends in .yaml.
+
+    Raises ConfigError when there is no such profile.
+    """
+    if profile.endswith((".yaml", ".yml")):
+        if not (root / profile).is_file():
+            raise ConfigError(f"Profile {root / profile} does not exist. Its path is relative to the folder of params.yaml")
+        return root / profile
+    known = profile_files(root)
+    if profile not in known:
+        raise ConfigError(
+            f"{unknown('profile', profile, known)} A profile of your own is {OWN_PROFILES}/NAME.yaml beside params.yaml, "
+            "or is named by its path: my/profile.yaml"
+        )
+    return known[profile]
 
 
 def parsed(settings: Iterable[str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What is tuned, and how."""
+"""Training: what is tuned, and how."""
 
 from typing import Annotated, Literal
 
@@ -8,49 +8,55 @@ from textcraftor.config.section import Fraction, Positive, Section
 
 
 class TuneConfig(Section):
-    """What tuning the text encoder and tuning the UNet have in common (paper algorithm 1)."""
+    """Settings that tuning the text encoder and tuning the UNet share (paper algorithm 1)."""
 
     gradient: Literal["truncated", "random", "one_step", "stop_gradient"] = Field(
         "truncated",
-        description="which denoising steps carry gradient: the last K (paper); the last 1..K, drawn for each step of "
-        "training (AlignProp); one of the last K, x_0 predicted from it (ReFL); K spread over the tuned part of the "
-        "chain with the UNet's latent input detached, one UNet graph in memory at a time (DRTune)",
+        description="which denoising steps carry gradient. truncated: the last K (paper). random: the last n, with n drawn "
+        "from 1..K at each training step (AlignProp). one_step: one of the last K, whose prediction of x_0 is scored (ReFL). "
+        "stop_gradient: K steps spread over the tuned part of the chain, the UNet's latent input detached, so that one step's "
+        "activations are in memory at a time (DRTune)",
     )
-    grad_steps: Positive = Field(5, description="K: the denoising steps that carry gradient (paper: the last 5)")
-    method: Literal["full", "lora"] = Field("full", description="every weight, or a low-rank update, merged when saved")
+    grad_steps: Positive = Field(5, description="K, the number of denoising steps that carry gradient (paper: 5)")
+    method: Literal["full", "lora"] = Field(
+        "full", description="full: every weight; lora: a low-rank update, merged when saved"
+    )
     lora_rank: Positive = Field(8, description="rank of the low-rank update")
-    lora_alpha: Annotated[float, Field(gt=0)] = Field(8.0, description="the update is scaled by lora_alpha / lora_rank")
+    lora_alpha: Annotated[float, Field(gt=0)] = Field(
+        8.0, description="the low-rank update is scaled by lora_alpha / lora_rank"
+    )
     steps: Positive = Field(10_000, description="optimiser steps")
-    batch_size: Positive = Field(4, description="micro batch, prompts of one process")
-    accumulation: Positive = Field(1, description="micro batches an optimiser step")
+    batch_size: Positive = Field(4, description="micro batch: images in one forward pass of one process")
+    accumulation: Positive = Field(1, description="micro batches in one optimiser step")
     decode_size: Positive | None = Field(
-        None, description="images decoded and scored at a time, which bounds that part's memory. None: the micro batch"
+        None, description="images decoded and scored at a time, to bound the memory of that part. None: the whole micro batch"
     )
     reward_dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         None,
-        description="the rewards' towers compute in it in training, scores stay float32; judges never do. None: as each says",
+        description="precision of the reward models in training; scores stay float32, and evaluation never uses it. None: the "
+        "dtype of each reward",
     )
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-6
-    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="steps over which the learning rate rises from 0")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-6, description="AdamW's, after the warm-up")
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="optimiser steps in which the learning rate rises from 0")
     decay: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="of the learning rate after the warm-up, down to 0 at the last step"
+        "constant", description="how the learning rate falls after the warm-up, to 0 at the last step"
     )
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    weight_decay: Annotated[float, Field(ge=0)] = Field(1e-2, description="AdamW's")
+    max_grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="the gradient is clipped to this norm")
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="of the moving average of the weights that is saved instead of the last ones. 0: none"
+        0.0, description="decay of the moving average of the weights, which is saved instead of the last weights. 0: no average"
     )
-    seed: int = 0
+    seed: int = Field(0, description="of the order of the prompts and of random draws")
     checkpoint_every: Positive = Field(50, description="optimiser steps between checkpoints")
     checkpoint_minutes: Annotated[float, Field(gt=0)] | None = Field(
         None, description="minutes after which a checkpoint is written even before checkpoint_every steps"
     )
     grid_every: Positive = Field(50, description="optimiser steps between sample grids")
     gradient_checkpointing: bool = Field(
-        False, description="recompute each UNet step in the backward pass: less memory, one more UNet forward a step"
+        False, description="recompute each UNet step in the backward pass: less memory, one more forward pass for each step"
     )
     channels_last: bool = Field(
-        False, description="UNet and VAE in the channels-last memory format: faster convolutions, other rounding"
+        False, description="UNet and VAE in the channels-last memory format: faster convolutions, different rounding"
     )
     selective_checkpointing: bool = Field(
         False,
@@ -58,23 +64,23 @@ class TuneConfig(Section):
         "convolution: less than half of their activations are saved, for a little time; the same bits",
     )
     compile: bool = Field(
-        False, description="torch.compile of UNet and decoder where they carry gradient: minutes at the start, then faster"
+        False, description="torch.compile the UNet and the decoder where they carry gradient: slow to start, then faster"
     )
     activation_budget: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="with compile: the share of activations kept; the rest is recomputed, the cheapest first"
+        1.0, description="with compile: share of the activations that is kept; the rest is recomputed, the cheapest first"
     )
 
     shard: bool = Field(
         False,
-        description="under torchrun: split the UNet, frozen and tuned, with its gradient and optimiser state over the "
-        "processes (FSDP): less memory, more traffic",
+        description="under torchrun: shard the frozen and the tuned UNet, its gradient and optimiser state over the processes "
+        "(FSDP): less memory, more communication",
     )
 
     @model_validator(mode="after")
-    def _shards_plain_modules(self) -> "TuneConfig":
+    def _only_plain_modules_are_sharded(self) -> "TuneConfig":
         if self.shard and (self.compile or self.channels_last or self.selective_checkpointing):
             raise ValueError(
-                "shard: true gathers the UNet block by block, which goes with none of compile, channels_last and "
+                "shard: true gathers the UNet block by block and cannot be combined with compile, channels_last or "
                 "selective_checkpointing. Set them to false"
             )
         return self
@@ -96,25 +102,33 @@ class TuneConfig(Section):
 
 
 class TrainConfig(TuneConfig):
-    """Prompt-based fine-tuning of the text encoder (paper section 3.2.2)."""
+    """Tuning the text encoder on prompts alone (paper section 3.2.2)."""
 
-    switch_at: Fraction = Field(0.8, description="training: the chain before it is the frozen encoder's, and cached")
+    switch_at: Fraction = Field(
+        0.8,
+        description="fraction of the chain at which the tuned text encoder takes over in training; the steps before it are "
+        "computed once and cached",
+    )
     encoders: tuple[Literal["text_encoder", "text_encoder_2"], ...] = Field(
         ("text_encoder",),
-        description="what is tuned; SDXL has two: text_encoder (CLIP ViT-L) and text_encoder_2 (OpenCLIP bigG). "
-        "None of them with negative_embedding: true leaves the text encoder frozen",
+        description="text encoders to tune. SDXL has two: text_encoder (CLIP ViT-L) and text_encoder_2 (OpenCLIP bigG). An "
+        "empty list with negative_embedding: true tunes the negative embedding alone",
     )
     negative_embedding: bool = Field(
-        False, description="tune the unconditional input of guidance, starting as the empty prompt's embedding (ReNeg)"
+        False, description="tune the unconditional input of guidance, starting from the empty prompt's embedding (ReNeg)"
     )
-    negative_learning_rate: Annotated[float, Field(gt=0)] = Field(5e-3, description="of the negative embedding (ReNeg: 5e-3)")
+    negative_learning_rate: Annotated[float, Field(gt=0)] = Field(
+        5e-3, description="learning rate of the negative embedding (ReNeg: 5e-3)"
+    )
     images_per_prompt: Positive = Field(
-        1, description="noises of each prompt, whose images share a micro batch; the reward diversity needs two"
+        1, description="images of each prompt, from different noise, in the same micro batch. The reward diversity needs two"
     )
     num_inference_steps: Positive | None = Field(
-        None, description="steps of the training chain; fewer let K of them reach further back. None: as when sampling"
+        None, description="denoising steps in training; with fewer, K steps cover more of the chain. None: as in sampling"
     )
-    allow_without_clip: bool = Field(False, description="a mix without the CLIP constraint collapses (paper figure 6)")
+    allow_without_clip: bool = Field(
+        False, description="allow a mix without the CLIP constraint, which collapses (paper figure 6)"
+    )
 
     @model_validator(mode="after")
     def _tunes_something(self) -> "TrainConfig":

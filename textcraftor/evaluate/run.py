@@ -13,7 +13,7 @@ from textcraftor.artifact import base_identity, proof, written_aside
 from textcraftor.cache.prepare import read_heldout_latents
 from textcraftor.candidate import Candidate
 from textcraftor.chain.sampler import Sampler
-from textcraftor.config import MATRIX, BaseConfig, Config
+from textcraftor.config import MATRIX, BaseConfig, Config, Section
 from textcraftor.distributed import data_parallel
 from textcraftor.errors import ModelError, PromptError, unknown
 from textcraftor.evaluate.batches import Batches
@@ -47,7 +47,7 @@ def evaluate(config: Config, candidate: str, root: Path, device: torch.device) -
     base = None if candidate == BASE else _base_scores(config, root, rows)
     model = Candidate.find(candidate, root)
     images = _draw(config, model, root, rows, device, batches)
-    return measure(config, model, root, rows, images, base, lambda name: _judge(config, name, device), device, batches)
+    return measure(config, model, root, rows, images, base, lambda name: _judge(config, name, root, device), device, batches)
 
 
 def measure(
@@ -74,7 +74,7 @@ def measure(
         return report
     scores = Scores(
         candidate=model.name,
-        digest=model.digest or base_identity(config.base),
+        digest=model.digest or base_identity(config.base, root),
         judges=settings.judges,
         trained_on=_trained_on(config, model),
         proof=_proof(config, model, root),
@@ -105,7 +105,7 @@ def measure(
 def _draw(config: Config, model: Candidate, root: Path, rows: pl.DataFrame, device: torch.device, batches: Batches) -> Tensor:
     """Every image of the plan, or this process's; the models are gone from memory when the judges come."""
     latents = read_heldout_latents(config, root)
-    sampler = Sampler(load_base(config.base, device), config.chain, config.sampler.switch_at)
+    sampler = Sampler(load_base(config.base.at(root), device), config.chain, config.sampler.switch_at)
     tuned = load_candidate(model, sampler.base)
     return draw(
         rows,
@@ -114,8 +114,8 @@ def _draw(config: Config, model: Candidate, root: Path, rows: pl.DataFrame, devi
     )
 
 
-def _judge(config: Config, name: str, device: torch.device) -> Reward:
-    return load_reward(name, config.rewards[name], device)
+def _judge(config: Config, name: str, root: Path, device: torch.device) -> Reward:
+    return load_reward(name, config.rewards[name].at(root), device)
 
 
 def _trained_on(config: Config, model: Candidate) -> tuple[str, ...]:
@@ -141,11 +141,13 @@ def _comparable(config: Config) -> dict[str, Any]:
 
 def _proof(config: Config, model: Candidate, root: Path) -> dict[str, Any]:
     """The proof of a table of scores; weights that are no local path are named by the configuration alone."""
-    paths = {"prompts": root / HELDOUT_PROMPTS, "base": Path(config.base.path)}
     judges = {name: config.rewards[name.removesuffix(MATRIX)] for name in _comparable(config)["judges"] if name != ORACLE}
-    paths |= {f"judge {name}": Path(reward.path) for name, reward in judges.items()}
-    paths |= model.parts
-    present = {name: path for name, path in paths.items() if path != Path() and path.exists()}
+    models: dict[str, Section] = {"base": config.base, **{f"judge {name}": reward for name, reward in judges.items()}}
+    paths = {"prompts": root / HELDOUT_PROMPTS, **model.parts}
+    for label, section in models.items():
+        for field, path in section.at(root).own_files().items():
+            paths[label if field == "path" else f"{label} {field}"] = Path(path)
+    present = {name: path for name, path in paths.items() if path.exists()}
     return proof({**_comparable(config), "evaluate": config.evaluate}, present, config.evaluate.seed)
 
 

@@ -16,6 +16,8 @@ from textcraftor.errors import ModelError
 DIVERSITY = "diversity"
 ORACLE = "oracle"
 _METADATA = "textcraftor"
+# Field of a reward's configuration -> what the digest of its files is called.
+JUDGE_FILES = {"path": "weights", "head": "weights of the head", "tokenizer": "files of the tokenizer"}
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Scores:
         ours, theirs = self._judge(judge), other._judge(judge)
         for what in ours.keys() & theirs.keys():
             if ours[what] != theirs[what]:
-                seen = "" if what == "weights" else f" ({ours[what]!r} against {theirs[what]!r})"
+                seen = "" if what in JUDGE_FILES.values() else f" ({ours[what]!r} against {theirs[what]!r})"
                 return (
                     f"{judge} of {self.candidate} and of {other.candidate} are scores of another {what}{seen} and cannot be "
                     f"compared. Evaluate both with the same judge"
@@ -68,9 +70,14 @@ class Scores:
         config = self.proof.get("config", {})
         name = config.get("diversity_judge", judge) if judge == DIVERSITY else judge
         facts = config.get("judges", {}).get(name, {})
-        weights = self.proof.get("inputs", {}).get(f"judge {name}")
-        known = {**facts, "weights": weights} if weights else facts  # by their bytes, or by the hub id where there are none
-        return {what: known[what] for what in ("kind", "version", "weights" if weights else "path") if what in known}
+        digests = self.proof.get("inputs", {})
+        known = {what: facts[what] for what in ("kind", "version") if what in facts}
+        for field, files in JUDGE_FILES.items():
+            if digest := digests.get(f"judge {name}" if field == "path" else f"judge {name} {field}"):
+                known[files] = digest
+            elif facts.get(field):  # a hub id has no digest
+                known[field] = facts[field]
+        return known
 
     @classmethod
     def read(cls, path: Path) -> "Scores":

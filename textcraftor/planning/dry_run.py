@@ -51,10 +51,10 @@ def one_batch(config: Config, mix: str, root: Path, device: torch.device) -> str
     weights = {name: weight for name, weight in config.mix[mix].items() if weight}
     some, what = some_prompts(config, root, tune.batch_size // tune.images_per_prompt)
     prompts = [prompt for prompt in some for _ in range(tune.images_per_prompt)]
-    base = load_base(config.base, device)
+    base = load_base(config.base.at(root), device)
     parts = encoder_parts(base, tune)
     module = in_one_module(parts)
-    rewards = load_rewards(config.rewards, weights, device, tune.reward_dtype)
+    rewards = load_rewards(config.at(root).rewards, weights, device, tune.reward_dtype)
     features = {name: reward.text_features(prompts) for name, reward in rewards.items()}
     for reward in rewards.values():
         reward.drop_text_tower()

@@ -45,10 +45,10 @@ def train_text_encoder(config: Config, mix: str, root: Path, device: torch.devic
     """
     weights, tune = _weights(config, mix), config.train
     device = data_parallel.start(device)
-    base = load_base(config.base, device)
+    base = load_base(config.base.at(root), device)
     parts = encoder_parts(base, tune)
     trainer, inputs = _trainer(config, tune, weights, root, base, TunedModel(**parts), parts)
-    record = _proof(config, tune, weights, inputs)
+    record = _proof(config, root, tune, weights, inputs)
     return _run(trainer, record, config, root, root / encoder_folder(mix), parts)
 
 
@@ -59,7 +59,7 @@ def train_unet(config: Config, mix: str, root: Path, device: torch.device) -> Pa
     """
     weights = _weights(config, mix)
     device = data_parallel.start(device)
-    base = load_base(config.base, device)
+    base = load_base(config.base.at(root), device)
     candidate = Candidate.find(mix, root)
     frozen = load_candidate(candidate, base)
     if frozen is None:
@@ -67,7 +67,7 @@ def train_unet(config: Config, mix: str, root: Path, device: torch.device) -> Pa
     unet: dict[str, Any] = {"unet": _trainable(base, "unet", config.train_unet)}
     meta_copies = {name: fsdp.meta_copy(module) for name, module in unet.items()}
     trainer, inputs = _trainer(config, config.train_unet, weights, root, base, replace(frozen, **unet), unet)
-    record = _proof(config, config.train_unet, weights, {**inputs, **candidate.parts})
+    record = _proof(config, root, config.train_unet, weights, {**inputs, **candidate.parts})
     return _run(trainer, record, config, root, root / unet_folder(mix), unet, meta_copies)
 
 
@@ -124,23 +124,23 @@ def _data(
     config: Config, tune: TuneConfig, weights: Iterable[str], root: Path, sampler: Sampler
 ) -> tuple[TrainSet, dict[str, Reward]]:
     """The train set and the rewards of a mix: from the stores, or each batch computed anew by what stays in memory."""
-    table = train_table(config, root)
+    table, rewards_here = train_table(config, root), config.at(root).rewards
     prompts, images = table["prompt"], config.train.images_per_prompt
     if config.prepare.mode == "inline":
-        rewards = load_rewards(config.rewards, weights, sampler.base.device, tune.reward_dtype)
+        rewards = load_rewards(rewards_here, weights, sampler.base.device, tune.reward_dtype)
         # Prompts are read in the precision in which `prepare` reads them, whatever images are scored in.
-        readers = rewards if tune.reward_dtype is None else load_rewards(config.rewards, weights, sampler.base.device)
+        readers = rewards if tune.reward_dtype is None else load_rewards(rewards_here, weights, sampler.base.device)
         computed = {name: InlineFeatures(reward, prompts) for name, reward in readers.items()}
         return TrainSet(prompts, InlinePrefixes(sampler, table), computed, images), rewards
     stored = {name: read_text_features(config, root, name) for name in weights}
     latents = read_train_latents(config, root)
-    rewards = load_rewards(config.rewards, weights, sampler.base.device, tune.reward_dtype)
+    rewards = load_rewards(rewards_here, weights, sampler.base.device, tune.reward_dtype)
     for reward in rewards.values():
         reward.drop_text_tower()
     return TrainSet(prompts, latents, stored, images), rewards
 
 
-def _proof(config: Config, tune: TuneConfig, weights: dict[str, float], inputs: dict[str, Path]) -> dict[str, Any]:
+def _proof(config: Config, root: Path, tune: TuneConfig, weights: dict[str, float], inputs: dict[str, Path]) -> dict[str, Any]:
     sections = {
         "base": config.base,
         "chain": config.train_chain,
@@ -150,8 +150,8 @@ def _proof(config: Config, tune: TuneConfig, weights: dict[str, float], inputs: 
         "rewards": {name: config.rewards[name].model_dump(mode="json") for name in weights},
     }
     models = {
-        "base": base_identity(config.base),
-        **{name: reward_identity(config.rewards[name]) for name in weights},
+        "base": base_identity(config.base, root),
+        **{name: reward_identity(config.rewards[name], root) for name in weights},
     }
     return {**proof(sections, inputs, tune.seed), "models": models}
 
