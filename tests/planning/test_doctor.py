@@ -1,4 +1,4 @@
-"""The doctor's table and the dry run, on the tiny profile that is here and on SD 1.5 that is not."""
+"""Tests of `doctor`, of plans and of the dry run, on the shipped tiny profile and on SD 1.5, whose weights are missing."""
 
 import hashlib
 import json
@@ -34,27 +34,29 @@ def by_name(findings: list[Finding]) -> dict[str, Finding]:
     return {finding.what: finding for finding in findings}
 
 
-def test_the_shipped_profile_lacks_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_missing_for_the_shipped_profile(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(ROOT)
     status, out, _ = run(monkeypatch, capsys, "doctor", "--profile", "tiny")
     assert status == 0, out
     assert "missing" not in out and "data/tiny/base" in out and "time 1,000 samples" in out
 
 
-def test_what_is_missing_is_told_with_size_licence_and_origin_and_fails(
+def test_missing_downloads_are_listed_with_size_licence_and_source_and_exit_with_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)  # no params.yaml either: the profile is enough
     status, out, _ = run(monkeypatch, capsys, "doctor", "--profile", "sd15")
     assert status == 1
-    for told in (
+    for text in (
         "4.3 GB",
         "CreativeML",
         "stable-diffusion-v1-5/stable-diffusion-v1-5 at 451f4fe",
         "textcraftor fetch",
         "OpenPrompts",
     ):
-        assert told in out, told
+        assert text in out, text
     found = by_name(examine(load("none", profile="sd15"), tmp_path, CPU))
     assert found["download hpsv2"].state == "missing" and found["library torch"].state == "ok"
     memory = next(finding for name, finding in found.items() if name.startswith("memory"))
@@ -62,25 +64,25 @@ def test_what_is_missing_is_told_with_size_licence_and_origin_and_fails(
 
 
 def test_a_file_that_changed_is_wrong(tmp_path: Path) -> None:
-    content, shelf = b"a red circle\n", tmp_path / "shelf"
-    (shelf / "mine").mkdir(parents=True)
-    (shelf / "mine/prompts.txt").write_bytes(content)
+    content, local = b"a red circle\n", tmp_path / "local"
+    (local / "mine").mkdir(parents=True)
+    (local / "mine/prompts.txt").write_bytes(content)
     sha256 = hashlib.sha256(content).hexdigest()
     item = {"to": "weights/mine", "url": "http://nowhere/prompts.txt", "files": {"prompts.txt": sha256}}
     config = load(ROOT / "params.yaml", {"downloads": {"mine": item}})
-    list(fetch(config, tmp_path, folder=shelf))
+    list(fetch(config, tmp_path, folder=local))
     assert by_name(examine(config, tmp_path, CPU))["download mine"].state == "ok"
     (tmp_path / "weights/mine/prompts.txt").write_bytes(b"a RED circle\n")
-    assert by_name(examine(config, tmp_path, CPU))["download mine"].state == "ok", "the same size, at a glance"
+    assert by_name(examine(config, tmp_path, CPU))["download mine"].state == "ok", "only the size is compared without verify"
     assert by_name(examine(config, tmp_path, CPU, verify=True))["download mine"].state == "wrong"
     assert json.loads((tmp_path / LOCK).read_text())["weights/mine/prompts.txt"]["sha256"] == sha256
 
 
-def test_every_profile_names_only_what_it_downloads_and_folders_tell_the_pin() -> None:
+def test_profiles_name_only_files_they_download_into_folders_named_after_the_pin() -> None:
     for name in ("sd15", "sd21", "sdxl"):
         config = load("none", profile=name)
-        files = {str(each.path) for each in required_files(config)}
-        folders = {each.to for each in config.downloads.values()}
+        files = {str(required.path) for required in required_files(config)}
+        folders = {download.to for download in config.downloads.values()}
         for reward in config.rewards.values():
             for path in filter(None, (reward.path, reward.head, reward.tokenizer)):
                 assert path in files | folders, (name, path)
@@ -91,7 +93,7 @@ def test_every_profile_names_only_what_it_downloads_and_folders_tell_the_pin() -
                 assert download.to.rpartition("-")[2] in pin, "another pin is another folder, and so another parameter for DVC"
 
 
-def test_the_paper_profile_is_the_papers() -> None:
+def test_the_sd15_profile_has_the_settings_of_the_paper() -> None:
     config = load("none", profile="sd15")
     train, gate = config.train, {(rule.judge, rule.metric): rule.at_least for rule in config.gate.rules}
     assert (train.batch_size * train.accumulation, train.steps, train.learning_rate, train.grad_steps) == (256, 10_000, 1e-6, 5)
@@ -103,15 +105,15 @@ def test_the_paper_profile_is_the_papers() -> None:
     assert "imagereward" not in config.mix["paper"], "the held-out judge"
 
 
-def test_the_arithmetic_of_a_plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_plan_multiplies_batch_work_and_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     made = plan.plan(
         load(ROOT / "params.yaml", {"train": {"batch_size": 3, "accumulation": 4, "ema_decay": 0}}), "balanced", ROOT
     )
-    again = plan.plan(load(ROOT / "params.yaml", {"train": {"gradient_checkpointing": True}}), "balanced", ROOT)
-    assert made is not None and again is not None
-    assert made.batch == 24 and made.work.total == 10 and again.work.total == 15  # forwards; the published code: 40
-    assert again.memory["UNet activations"] / 24 == pytest.approx(made.memory["UNet activations"] / 3 / 5)
+    checkpointed = plan.plan(load(ROOT / "params.yaml", {"train": {"gradient_checkpointing": True}}), "balanced", ROOT)
+    assert made is not None and checkpointed is not None
+    assert made.batch == 24 and made.work.total == 10 and checkpointed.work.total == 15  # forwards; the published code: 40
+    assert checkpointed.memory["UNet activations"] / 24 == pytest.approx(made.memory["UNet activations"] / 3 / 5)
     assert made.memory["tuned copy, gradient, AdamW"] == 16 * made.trainable
     assert made.seconds(10, 1e12) == pytest.approx(10 * sum(made.flops.values()) / (1e12 * plan.EFFICIENCY))
 
@@ -131,7 +133,7 @@ def test_a_dry_run_trains_on_one_batch_and_writes_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_dry_run_without_the_weights_is_a_plan(
+def test_a_dry_run_without_weights_prints_the_plan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -143,7 +145,7 @@ def test_a_dry_run_without_the_weights_is_a_plan(
     assert not list(tmp_path.iterdir())
 
 
-def test_another_profile_starts_without_the_overrides_of_params(tmp_path: Path) -> None:
+def test_another_profile_ignores_the_overrides_in_params(tmp_path: Path) -> None:
     params = tmp_path / "params.yaml"
     params.write_text("profile: tiny\nmixes: [aesthetic]\ntrain: {steps: 7}\n")
     assert load(params, profile="tiny").train.steps == 7
@@ -155,8 +157,8 @@ def test_another_profile_starts_without_the_overrides_of_params(tmp_path: Path) 
     ("gradient", "forwards", "graphs"),
     [("truncated", 4 + 2, 2), ("random", 4 + 2, 2), ("one_step", 4 + 1, 1), ("stop_gradient", 4 + 2 + 2, 1)],
 )
-def test_the_work_of_each_gradient_variant_is_what_it_calls(gradient: str, forwards: int, graphs: int) -> None:
-    """K = 2 of the four steps behind the switch; tests/training/test_objective.py counts the calls."""
+def test_the_planned_work_is_what_each_gradient_variant_runs(gradient: str, forwards: int, graphs: int) -> None:
+    """K = 2 of the four steps after the switch; tests/training/test_objective.py counts the calls."""
     tune = TrainConfig(gradient=gradient, grad_steps=2)
     work = plan.unet_work(tune, 4)
     assert (work.total, work.graphs) == (forwards, graphs)
@@ -166,7 +168,7 @@ def test_the_work_of_each_gradient_variant_is_what_it_calls(gradient: str, forwa
 PLAIN = {"decode_size": None, "ema_decay": 0}
 
 
-def test_what_bounds_memory_shows_in_the_plan() -> None:
+def test_settings_that_reduce_memory_reduce_the_planned_memory() -> None:
     def memory(**train: object) -> dict[str, float]:
         made = plan.plan(load(ROOT / "params.yaml", {"train": {**PLAIN, "batch_size": 8, **train}}), "balanced", ROOT)
         assert made is not None
@@ -182,13 +184,13 @@ def test_what_bounds_memory_shows_in_the_plan() -> None:
 def test_the_trainable_parameters_of_a_plan_are_those_of_the_run() -> None:
     run = load(ROOT / "params.yaml", {"train": {"method": "lora", "lora_rank": 3, "negative_embedding": True}})
     made = plan.plan(run, "balanced", ROOT)
-    parts = in_one_module(encoder_parts(load_base(run.base, CPU), run.train))
+    parts = in_one_module(encoder_parts(load_base(run.base.at(ROOT), CPU), run.train))
     assert made is not None
     assert made.trainable == sum(parameter.numel() for parameter in parts.parameters() if parameter.requires_grad)
 
 
-def test_checkpointing_the_autoencoder_is_estimated_as_it_is() -> None:
-    """Bytes that a real decoder holds at most, going forward and back, with and without checkpointing by blocks."""
+def test_the_estimate_for_vae_checkpointing_is_near_the_measured_peak() -> None:
+    """Peak memory of a real decoder in forward and backward pass, with and without checkpointing by blocks."""
     architecture = {
         "block_out_channels": [16, 32, 32],
         "layers_per_block": 2,
@@ -206,7 +208,7 @@ def test_checkpointing_the_autoencoder_is_estimated_as_it_is() -> None:
 
     plain = peak_bytes(step, CPU)
     vae.enable_gradient_checkpointing()
-    vae.train()  # diffusers checkpoints in any mode; nothing here depends on it
+    vae.train()  # the decoder has no layer that behaves differently in this mode
     checkpointed = peak_bytes(step, CPU)
     assert cost.saved == pytest.approx(plain, rel=0.35)
     assert cost.kept + cost.recomputed == pytest.approx(checkpointed, rel=0.35)

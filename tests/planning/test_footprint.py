@@ -1,4 +1,4 @@
-"""Costs counted on shapes alone: the published parameter counts, and what real modules keep."""
+"""Tests of costs counted from shapes: published parameter counts, precision and size."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def test_the_autoencoder_and_a_tower_have_the_published_sizes() -> None:
     assert fp.tower_cost(architectures.PUBLISHED_TOWERS["aesthetic"]).parameters == pytest.approx(304e6, rel=0.01)
 
 
-def test_half_precision_is_half_the_bytes_and_the_same_work() -> None:
+def test_half_precision_halves_the_bytes_and_not_the_flops() -> None:
     architecture = {"block_out_channels": [8, 16], "norm_num_groups": 4, "layers_per_block": 1, "cross_attention_dim": 16}
     architecture |= {"attention_head_dim": 4, "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"]}
     architecture |= {"up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"]}
@@ -41,10 +41,10 @@ def test_half_precision_is_half_the_bytes_and_the_same_work() -> None:
     assert half.flops == full.flops and half.weights == full.weights / 2
     assert half.saved == pytest.approx(full.saved / 2, rel=0.2)
     larger = fp.unet_cost(architecture, 16, torch.float32)
-    assert 3.5 < larger.flops / full.flops < 6 and 3.5 < larger.saved / full.saved < 5, "no attention matrix is kept"
+    assert 3.5 < larger.flops / full.flops < 6 and 3.5 < larger.saved / full.saved < 5, "no attention matrix is saved"
 
 
-def test_what_is_here_is_read_from_its_own_configuration() -> None:
+def test_local_models_are_measured_by_their_own_configuration() -> None:
     run = load(ROOT / "params.yaml", profile="tiny")
     costs = fp.footprint(run, ROOT, list(run.mix["balanced"]))
     assert costs is not None and not costs.unknown and costs.towers.keys() == set(run.mix["balanced"])
@@ -55,6 +55,6 @@ def test_what_is_here_is_read_from_its_own_configuration() -> None:
     assert costs.unet.parameters == stored
 
 
-def test_a_base_nobody_knows_is_not_guessed_at(tmp_path: Path) -> None:
+def test_an_unknown_base_has_no_footprint(tmp_path: Path) -> None:
     run = load(ROOT / "params.yaml", {"base": {"path": "somewhere/else"}})
     assert fp.footprint(run, tmp_path, []) is None

@@ -1,4 +1,4 @@
-"""The architectures of a profile's models: as their config.json say or, before they are fetched, as published."""
+"""Architectures of a profile's models: from their config.json files or, before those are fetched, as published."""
 
 import json
 import math
@@ -41,7 +41,7 @@ _SDXL_UNET: Final = {
     "use_linear_projection": True,
 }
 
-# The published architectures of bases, by hub repository: what their config.json files say.
+# Published architectures of base models, by hub repository, as in their config.json files.
 PUBLISHED_BASES: Final[dict[str, dict[str, Any]]] = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": {
         "unet": {"down_block_types": _CROSS, "up_block_types": _CROSS_UP, "attention_head_dim": 8, "cross_attention_dim": 768},
@@ -67,7 +67,7 @@ PUBLISHED_BASES: Final[dict[str, dict[str, Any]]] = {
     },
 }
 
-# The published image towers of the rewards, by kind; `clip` is any open_clip model, here the paper's.
+# Published image towers of the rewards, by kind; `clip` may be any open_clip model, here the paper's.
 PUBLISHED_TOWERS: Final[dict[str, dict[str, Any]]] = {
     "aesthetic": {**_VIT_L, "image_size": 224, "patch_size": 14},
     "pickscore": {**_VIT_H, "image_size": 224, "patch_size": 14},
@@ -85,7 +85,7 @@ PUBLISHED_TOWERS: Final[dict[str, dict[str, Any]]] = {
 
 
 def base_architecture(config: Config, root: Path) -> dict[str, Any] | None:
-    """unet, vae and text encoders as their config.json say; before they are fetched, as published."""
+    """Architecture of UNet, VAE and text encoders; None when neither config.json files nor a known repository give it."""
     folder = root / config.base.path
     if (folder / "unet/config.json").is_file():
         parts = ("unet", "vae", "text_encoder", "text_encoder_2")
@@ -95,7 +95,7 @@ def base_architecture(config: Config, root: Path) -> dict[str, Any] | None:
 
 
 def tower_architecture(reward: RewardConfig, root: Path) -> dict[str, Any] | None:
-    """The image tower as a CLIPVisionConfig's arguments; None for a kind nobody knows, such as a third party's."""
+    """Arguments of a CLIPVisionConfig for the image tower; None for an unknown kind, such as a third party's."""
     folder = root / reward.path
     if reward.path and (folder / "open_clip_config.json").is_file():
         vision = _json(folder / "open_clip_config.json")["model_cfg"]["vision_cfg"]

@@ -1,4 +1,4 @@
-"""What a profile needs and what of it is here: weights, prompts, library versions, device, memory, disk, time. One table."""
+"""`textcraftor doctor`: what a profile needs, what is missing, and what a run will take, in one table."""
 
 import importlib.metadata
 import shutil
@@ -21,7 +21,7 @@ SIGNS = {"ok": "[green]present[/green]", "missing": "[red]missing[/red]", "wrong
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the table. state: `missing` and `wrong` fail the visit."""
+    """A row of the table. With the state `missing` or `wrong`, `doctor` exits with 1."""
 
     what: str
     state: Literal["ok", "missing", "wrong", "note"]
@@ -35,7 +35,7 @@ class Finding:
 
 
 def examine(config: Config, root: Path, device: torch.device, verify: bool = False) -> list[Finding]:
-    """Everything `doctor` has to say. verify: read every file and compare its sha256, instead of looking at names."""
+    """All rows of the table. verify: read every file and compare its sha256, instead of its name and size."""
     return [
         *_downloads(config, root, verify),
         *_local_paths(config, root),
@@ -46,9 +46,9 @@ def examine(config: Config, root: Path, device: torch.device, verify: bool = Fal
 
 
 def table(config: Config, findings: list[Finding]) -> Table:
-    """The findings as one table."""
+    """The findings as a table, with a rule between kinds of findings."""
     shown = Table(title=f"profile {config.profile}", title_justify="left")
-    for column in ("what", "state", "size", "licence", "where from, and what to know"):
+    for column in ("what", "state", "size", "licence", "source and notes"):
         shown.add_column(column, overflow="fold")
     section = ""
     for finding in findings:
@@ -63,46 +63,48 @@ def _downloads(config: Config, root: Path, verify: bool) -> Iterator[Finding]:
     lock = read_lock(root)
     for name, download in config.downloads.items():
         files = required_files(config, [name])
-        absent = [each for each in files if not (root / each.path).is_file()]
-        wrong = [f"{each.path}: {why}" for each in files if each not in absent and (why := _fault(each, root, lock, verify))]
+        absent = [required for required in files if not (root / required.path).is_file()]
+        present = [required for required in files if required not in absent]
+        wrong = [f"{required.path}: {why}" for required in present if (why := _mismatch(required, root, lock, verify))]
         where = f"{download.hub} at {download.revision[:7]}" if download.hub else download.url
-        pinned = sum(bool(each.pin) for each in files)
-        about = f"{where} -> {download.to}; sha256 of {pinned} of {len(files)} files in the profile"
+        pinned = sum(bool(required.pin) for required in files)
+        about = f"{where} -> {download.to}; the profile has the sha256 of {pinned} of {len(files)} files"
         size = gigabytes(download.megabytes * 1e6)
         if wrong:
-            yield Finding(f"download {name}", "wrong", size, download.licence, f"{wrong[0]}. `textcraftor fetch` again")
+            yield Finding(f"download {name}", "wrong", size, download.licence, f"{wrong[0]}. Run `textcraftor fetch` again")
         elif absent:
-            told = f"{len(absent)} of {len(files)} files: `textcraftor fetch --profile {config.profile}`; {about}"
-            yield Finding(f"download {name}", "missing", size, download.licence, told)
+            about = f"{len(absent)} of {len(files)} files: `textcraftor fetch --profile {config.profile}`; {about}"
+            yield Finding(f"download {name}", "missing", size, download.licence, about)
         else:
-            held = sum((root / each.path).stat().st_size for each in files)
-            yield Finding(f"download {name}", "ok", gigabytes(held), download.licence, about)
+            on_disk = sum((root / required.path).stat().st_size for required in files)
+            yield Finding(f"download {name}", "ok", gigabytes(on_disk), download.licence, about)
 
 
-def _fault(each: RequiredFile, root: Path, lock: dict[str, dict[str, object]], verify: bool) -> str:
-    """By the bytes, or at a glance: of another origin or size than what was fetched."""
+def _mismatch(required: RequiredFile, root: Path, lock: dict[str, dict[str, object]], verify: bool) -> str:
+    """Why a file is not the expected one, by its bytes or, without `verify`, by its recorded origin and size."""
     if verify:
-        return mismatch(each, root, lock)
-    entry = lock.get(str(each.path))
-    if entry and entry["origin"] != each.origin:
+        return mismatch(required, root, lock)
+    entry = lock.get(str(required.path))
+    if entry and entry["origin"] != required.origin:
         return f"it is of {entry['origin']}"
-    size = (root / each.path).stat().st_size
-    return f"{size:,} bytes, fetched were {entry['bytes']:,}" if entry and entry["bytes"] != size else ""
+    size = (root / required.path).stat().st_size
+    return f"it has {size:,} bytes, {entry['bytes']:,} were fetched" if entry and entry["bytes"] != size else ""
 
 
 def _local_paths(config: Config, root: Path) -> Iterator[Finding]:
-    """What the base and the rewards name and no download brings: shipped, your own, or a hub id that loads at its use."""
+    """Files of the base and the rewards that no download contains: shipped ones, the user's own, and hub ids."""
     named = {"base": (config.base.path, "")}
+    named |= {f"base, {field}": (path, "") for field, path in config.base.own_files().items() if field != "path"}
     for name, reward in config.rewards.items():
-        named |= {f"reward {name}": (reward.path, reward.licence)}
-        named |= {f"reward {name}, {part}": (path, "") for part in ("head", "tokenizer") if (path := getattr(reward, part))}
+        for field, path in reward.own_files().items():
+            named |= {f"reward {name}": (path, reward.licence)} if field == "path" else {f"reward {name}, {field}": (path, "")}
     for what, (path, licence) in named.items():
-        if not path or any(Path(path).is_relative_to(each.to) for each in config.downloads.values()):
+        if any(Path(path).is_relative_to(download.to) for download in config.downloads.values()):
             continue
         if (root / path).exists():
             yield Finding(what, "ok", gigabytes(_size(root / path)), licence, path)
         elif (path.count("/") == 1 and not (root / path).parent.exists()) or ":" in path:
-            yield Finding(what, "note", "", licence, f"{path}: a hub id; it is loaded, unverified, when it is used")
+            yield Finding(what, "note", "", licence, f"{path}: a hub id, downloaded without verification when it is used")
         else:
             yield Finding(what, "missing", "", licence, f"{path} does not exist")
 
@@ -119,37 +121,38 @@ def _prompts(config: Config, root: Path) -> Iterator[Finding]:
 
 
 def _versions() -> Iterator[Finding]:
-    """Installed against what this package was built with."""
-    needs = {
-        each.name.lower().replace("-", "_"): each for each in map(Requirement, importlib.metadata.requires("textcraftor") or ())
+    """Installed versions against those this package requires."""
+    requirements = {
+        requirement.name.lower().replace("-", "_"): requirement
+        for requirement in map(Requirement, importlib.metadata.requires("textcraftor") or ())
     }
     for library in LIBRARIES:
-        need = needs.get(library.lower())
+        requirement = requirements.get(library.lower())
         try:
             version = importlib.metadata.version(library)
         except importlib.metadata.PackageNotFoundError:
-            yield Finding(f"library {library}", "missing", about=f"needs {need}")
+            yield Finding(f"library {library}", "missing", about=f"needs {requirement}")
             continue
-        fits = need is None or need.specifier.contains(version, prereleases=True)
-        told = version if fits else f"{version} is installed, {need} is needed: `make setup`"
-        yield Finding(f"library {library}", "ok" if fits else "wrong", about=told)
+        fits = requirement is None or requirement.specifier.contains(version, prereleases=True)
+        about = version if fits else f"{version} is installed, {requirement} is needed: `make setup`"
+        yield Finding(f"library {library}", "ok" if fits else "wrong", about=about)
 
 
 def _resources(config: Config, root: Path, device: torch.device) -> Iterator[Finding]:
     yield Finding("device", "note", about=capacity(device))
-    yield Finding("disk", "note", gigabytes(shutil.disk_usage(root).free), about="free here")
+    yield Finding("disk", "note", gigabytes(shutil.disk_usage(root).free), about="free")
     made = plan(config, config.mixes[0], root)
     if made is None:
-        yield Finding("memory", "note", about=f"unknown: nothing tells the architecture of {config.base.path} yet")
+        yield Finding("memory", "note", about=f"unknown until {config.base.path} is fetched: its architecture is not known")
         return
     parts = sorted(made.memory.items(), key=lambda part: -part[1])
-    told = ", ".join(f"{part} {gigabytes(size)}" for part, size in parts[:4])
+    largest = ", ".join(f"{part} {gigabytes(size)}" for part, size in parts[:4])
     yield Finding(
         f"memory train --mix {made.mix}",
         "note",
         gigabytes(made.peak),
-        about=f"estimated, micro batch {made.tune.batch_size}: {told}; +10 % and 1 GB. Less: train.batch_size, "
-        "train.gradient_checkpointing, train.decode_size",
+        about=f"estimate for micro batches of {made.tune.batch_size}: {largest}; 10 % and 1 GB are added. To reduce it: "
+        "train.batch_size, train.gradient_checkpointing, train.decode_size",
     )
     rate = matmul_rate(device, getattr(torch, config.base.dtype))
     here = _duration(made.seconds(1000, rate))
@@ -157,14 +160,14 @@ def _resources(config: Config, root: Path, device: torch.device) -> Iterator[Fin
         "time 1,000 samples",
         "note",
         here,
-        about=f"one of this device, estimated: {sum(made.flops.values()) / 1e12:.2f} TFLOP a sample ({made.work.total} "
-        f"guided UNet forwards, prefixes cached) at {EFFICIENCY:.0%} of the {rate / 1e12:.2f} TFLOP/s that a "
-        f"{config.base.dtype} matrix product reaches here. By the paper's figure (an A100, float32): "
+        about=f"estimate for one device of this kind: {sum(made.flops.values()) / 1e12:.2f} TFLOP a sample "
+        f"({made.work.total} guided UNet forward passes, prefixes cached) at {EFFICIENCY:.0%} of the {rate / 1e12:.2f} "
+        f"TFLOP/s that a {config.base.dtype} matrix product reaches here. By the paper's figure for an A100 in float32: "
         f"{_duration(made.seconds_on_a100(1000))}",
     )
     prefix = made.switch_step * made.pair_flops * 1000 / (rate * EFFICIENCY)
     yield Finding(
-        "time 1,000 prefixes", "note", _duration(prefix), about=f"once for all mixes: {made.switch_step} guided steps each"
+        "time 1,000 prefixes", "note", _duration(prefix), about=f"once for all mixes, {made.switch_step} guided steps each"
     )
 
 
@@ -175,5 +178,5 @@ def _duration(seconds: float) -> str:
 
 
 def _size(path: Path) -> int:
-    files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
-    return sum(each.stat().st_size for each in files)
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)

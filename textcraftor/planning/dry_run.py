@@ -1,4 +1,4 @@
-"""One real batch of a training stage, thrown away: it shows that the run fits and learns before hours are spent on it."""
+"""A dry run of training: print the plan and run one batch, to see that the run fits and learns before it costs hours."""
 
 import time
 from pathlib import Path
@@ -22,16 +22,16 @@ from textcraftor.training.trainer import adamw
 
 
 def dry_run(config: Config, mix: str, root: Path, device: torch.device) -> bool:
-    """Print the plan of `train --mix MIX`, then train on one micro batch and forget it. Writes nothing.
+    """Print the plan of `train --mix MIX`, then train on one micro batch. Nothing is written or kept.
 
-    Returns whether the batch was run: not while weights are missing.
+    Returns whether the batch was run, which it is not when weights are missing.
     Raises ConfigError for an unknown mix, ModelError for weights that do not load, TrainingError when the loss or its
     gradient is not finite or does not reach the text encoder.
     """
     console = Console(width=None if Console().is_terminal else 120, highlight=False)
     made = plan(config, mix, root)
     if made is None:
-        console.print(f"The architecture of {config.base.path} is not known before it is fetched, so nothing is estimated.")
+        console.print(f"The architecture of {config.base.path} is unknown until it is fetched, so nothing is estimated.")
     else:
         console.print(table(made, truncated_tokens(config, root), device))
     absent = missing_files(config, root)
@@ -46,11 +46,11 @@ def dry_run(config: Config, mix: str, root: Path, device: torch.device) -> bool:
 
 
 def one_batch(config: Config, mix: str, root: Path, device: torch.device) -> str:
-    """Forward, backward and an optimiser step on one micro batch; returns what was seen, in one line."""
+    """Run forward, backward and an optimiser step on one micro batch; returns a line on time, memory and gradient."""
     tune = config.train
     weights = {name: weight for name, weight in config.mix[mix].items() if weight}
-    some, what = some_prompts(config, root, tune.batch_size // tune.images_per_prompt)
-    prompts = [prompt for prompt in some for _ in range(tune.images_per_prompt)]
+    distinct, source = some_prompts(config, root, tune.batch_size // tune.images_per_prompt)
+    prompts = [prompt for prompt in distinct for _ in range(tune.images_per_prompt)]
     base = load_base(config.base.at(root), device)
     parts = encoder_parts(base, tune)
     module = in_one_module(parts)
@@ -70,12 +70,12 @@ def one_batch(config: Config, mix: str, root: Path, device: torch.device) -> str
     optimizer.step()
     seconds = time.monotonic() - started
     if not 0 < norm < float("inf"):
-        raise TrainingError(f"The gradient's norm is {norm}: nothing would be learnt. Look at the rewards: {_told(values)}")
+        raise TrainingError(f"The gradient norm is {norm}, so nothing would be learnt. Check the rewards: {_describe(values)}")
     return (
-        f"One micro batch of {len(prompts)} ({what}) in {seconds:.1f} s, peak memory {gigabytes(peak_memory(device))}: "
-        f"gradient norm {norm:.3e}, {_told(values)}. Nothing was kept."
+        f"One micro batch of {len(prompts)} ({source}) in {seconds:.1f} s, peak memory {gigabytes(peak_memory(device))}: "
+        f"gradient norm {norm:.3e}, {_describe(values)}. Nothing was kept."
     )
 
 
-def _told(values: dict[str, float]) -> str:
+def _describe(values: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.4f}" for name, value in values.items())

@@ -1,7 +1,7 @@
-"""What a model costs before a byte of it is here: parameters, FLOPs and saved activations, counted on shapes alone.
+"""The cost of a model, from shapes alone: parameters, FLOP and saved activations. No weights are needed.
 
-Modules are built on torch's meta device from their config.json or, where that is not fetched yet, from the published
-architecture, and run once without data. Attention is counted as the fused kernels run it, which keep no attention matrix.
+Modules are built on torch's meta device from their config.json or, before that is fetched, from the published architecture,
+and run once without data. Attention is counted as in fused kernels, which save no attention matrix.
 """
 
 from collections import Counter
@@ -25,12 +25,13 @@ TOKENS: Final = 77
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one module. flops: of a forward pass; saved: bytes kept for the backward pass to the inputs; both of one sample.
+    """The cost of one module for one sample.
 
-    With gradient checkpointing by blocks, `kept` are the bytes that stay, and `recomputed` those of the largest block,
-    which come back while it is passed through again; both of one sample, 0 for a module without such blocks.
-    Of a text encoder: `embedding`, the numbers it makes of one prompt, and `lora_sides`, the inputs and outputs of the
-    layers that a low-rank update would reach; times the rank, they are its size.
+    flops: FLOP of a forward pass.  saved: bytes of activations saved for the backward pass to the inputs.
+    kept, recomputed: with gradient checkpointing by blocks, the bytes saved throughout and those of the largest block while
+    it is recomputed; 0 for a module without such blocks.
+    embedding: size of a text encoder's output for one prompt.  lora_sides: sum of the input and output widths of the layers
+    that a low-rank update would change; times the rank, the parameters of the update.
     """
 
     parameters: int
@@ -50,9 +51,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class Footprint:
-    """Everything a training step holds. unet: of one guided pair, the empty prompt and the prompt.
+    """The costs of all models in a training step.
 
-    text_encoders: by the pipeline's names.  unknown: rewards of no known architecture, which are not counted.
+    unet: for one guided pair, the empty prompt and the prompt.  text_encoders: by their names in the pipeline.
+    unknown: rewards of unknown architecture, which are not counted.
     """
 
     unet: Cost
@@ -63,7 +65,7 @@ class Footprint:
 
 
 def footprint(config: Config, root: Path, rewards: list[str]) -> Footprint | None:
-    """The costs of the base and of these rewards; None when nothing tells the base's architecture."""
+    """The costs of the base and of these rewards; None when the base's architecture is unknown."""
     parts = base_architecture(config, root)
     if parts is None:
         return None
@@ -81,12 +83,12 @@ def footprint(config: Config, root: Path, rewards: list[str]) -> Footprint | Non
 
 
 def unet_cost(architecture: Mapping[str, Any], latents: int, dtype: torch.dtype) -> Cost:
-    """Of one guided pair: two rows through the UNet, the gradient going to the prompt's embedding and the latents."""
+    """Cost of one guided pair: two rows through the UNet, with gradient to the prompt's embedding and the latents."""
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config({**architecture, "sample_size": latents})
-        nn.Module.to(unet, dtype)  # diffusers' own `to` warns of nothing here
+        nn.Module.to(unet, dtype)  # skips diffusers' own `to` and its warnings
         shape = (2, unet.config.in_channels, latents, latents)
         noisy = torch.empty(shape, dtype=dtype, requires_grad=True)
         embeds = torch.empty(2, TOKENS, unet.config.cross_attention_dim, dtype=dtype, requires_grad=True)
@@ -96,11 +98,11 @@ def unet_cost(architecture: Mapping[str, Any], latents: int, dtype: torch.dtype)
             ids = torch.empty(2, 6, dtype=dtype)
             more["added_cond_kwargs"] = {"text_embeds": torch.empty(2, pooled, dtype=dtype), "time_ids": ids}
         timestep = torch.empty((), dtype=torch.int64)
-        return _measured(unet, dtype, lambda: unet(noisy, timestep, encoder_hidden_states=embeds, **more).sample)
+        return _measure(unet, dtype, lambda: unet(noisy, timestep, encoder_hidden_states=embeds, **more).sample)
 
 
 def vae_cost(architecture: Mapping[str, Any], latents: int, dtype: torch.dtype) -> Cost:
-    """Of decoding one image; the parameters are the whole autoencoder's, the blocks those that diffusers checkpoints."""
+    """Cost of decoding one image. `parameters` counts the whole autoencoder; diffusers checkpoints the blocks."""
     from diffusers import AutoencoderKL
 
     with torch.device("meta"):
@@ -108,11 +110,11 @@ def vae_cost(architecture: Mapping[str, Any], latents: int, dtype: torch.dtype) 
         nn.Module.to(vae, dtype)
         latent = torch.empty(1, vae.config.latent_channels, latents, latents, dtype=dtype, requires_grad=True)
         blocks = (vae.decoder.mid_block, *vae.decoder.up_blocks)
-        return _measured(vae, dtype, lambda: vae.decode(latent).sample, blocks=blocks)
+        return _measure(vae, dtype, lambda: vae.decode(latent).sample, blocks=blocks)
 
 
 def text_cost(architecture: Mapping[str, Any]) -> Cost:
-    """Of one prompt through a CLIP text encoder that is trained, in float32."""
+    """Cost of one prompt through a CLIP text encoder that is trained in float32."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(**{key: value for key, value in architecture.items() if key not in ("architectures", "model_type")})
@@ -121,34 +123,34 @@ def text_cost(architecture: Mapping[str, Any]) -> Cost:
     with torch.device("meta"):
         encoder = kind(config)
         tokens = torch.zeros(1, config.max_position_embeddings, dtype=torch.int64)
-        cost = _measured(encoder, torch.float32, lambda: encoder(tokens)[0], trained=True)
-    reached = [each for name, each in encoder.named_modules() if name.rpartition(".")[2] in TARGETS]
-    sides = sum(each.in_features + each.out_features for each in reached if isinstance(each, nn.Linear))
+        cost = _measure(encoder, torch.float32, lambda: encoder(tokens)[0], trained=True)
+    targets = [module for name, module in encoder.named_modules() if name.rpartition(".")[2] in TARGETS]
+    sides = sum(module.in_features + module.out_features for module in targets if isinstance(module, nn.Linear))
     return replace(cost, embedding=config.max_position_embeddings * config.hidden_size, lora_sides=sides)
 
 
 def tower_cost(architecture: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> Cost:
-    """Of one image through an image tower, the gradient going to the image."""
+    """Cost of one image through an image tower, with gradient to the image."""
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     config = CLIPVisionConfig(**architecture)
     with torch.device("meta"):
         tower = CLIPVisionModelWithProjection(config).to(dtype)
         image = torch.empty(1, 3, config.image_size, config.image_size, dtype=dtype, requires_grad=True)
-        return _measured(tower, dtype, lambda: tower(image).image_embeds)
+        return _measure(tower, dtype, lambda: tower(image).image_embeds)
 
 
-def _measured(
+def _measure(
     module: nn.Module,
     dtype: torch.dtype,
     forward: Callable[[], Tensor],
     trained: bool = False,
     blocks: Sequence[nn.Module] = (),
 ) -> Cost:
-    """blocks: what gradient checkpointing would pass through again, in the order they run."""
+    """Run `forward` once and count. blocks: the blocks that gradient checkpointing would recompute, in order."""
     module.eval().requires_grad_(trained)
-    own = {parameter.untyped_storage()._cdata for parameter in module.parameters()}
-    kept: dict[int, tuple[Tensor, int | None]] = {}  # by storage: what several operations keep is kept once
+    weights = {parameter.untyped_storage()._cdata for parameter in module.parameters()}
+    kept: dict[int, tuple[Tensor, int | None]] = {}  # by storage: a tensor that several operations save counts once
     inputs: dict[int, Tensor] = {}
     running: list[int | None] = [None]
 
@@ -167,15 +169,15 @@ def _measured(
     hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
     with counter, hooks, _fused_attention():
         forward()
-    held = [(tensor, place) for storage, (tensor, place) in kept.items() if storage not in own]
+    saved = [(tensor, block) for storage, (tensor, block) in kept.items() if storage not in weights]
     by_block: Counter[int | None] = Counter()
-    for tensor, place in held:
-        by_block[place] += tensor.untyped_storage().nbytes()
+    for tensor, block_number in saved:
+        by_block[block_number] += tensor.untyped_storage().nbytes()
     outside = by_block.pop(None, 0) + sum(tensor.untyped_storage().nbytes() for tensor in inputs.values())
     return Cost(
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         flops=float(counter.get_total_flops()),
-        saved=float(sum(tensor.untyped_storage().nbytes() for tensor, _ in held)),
+        saved=float(sum(tensor.untyped_storage().nbytes() for tensor, _ in saved)),
         dtype=dtype,
         kept=float(outside) if blocks else 0.0,
         recomputed=float(max(by_block.values(), default=0)),
@@ -183,7 +185,7 @@ def _measured(
 
 
 class _Fused(torch.autograd.Function):
-    """Attention that keeps query, key, value and output for the backward pass, and no attention matrix."""
+    """Attention that saves query, key, value and output for the backward pass, and no attention matrix."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -194,7 +196,7 @@ class _Fused(torch.autograd.Function):
 
 @contextmanager
 def _fused_attention() -> Iterator[None]:
-    """On the meta device torch would choose the unfused kernel, which no GPU runs."""
+    """Replace torch's attention, which on the meta device would choose the unfused kernel that no GPU uses."""
     original = F.scaled_dot_product_attention
 
     def attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
