@@ -63,7 +63,7 @@ def test_a_candidate_for_each_mix_and_each_unet(params: Path) -> None:
         ({"train": {"images_per_prompt": 5}}, r"train\.batch_size = 24 is no multiple of train\.images_per_prompt = 5"),
         ({"rewards": {"clip": {"kind": "diversity"}}}, r"mix\.balanced: clip compares the images of a prompt"),
         ({"prepare": {"batch_size": 48, "shard_rows": 100}}, r"shard_rows = 100 is no multiple .* Take 96"),
-        ({"train": {"steps": 0, "batch_size": 0}}, r"train\.steps: .*\(1 more fault\)"),
+        ({"train": {"steps": 0, "batch_size": 0}}, r"train\.steps: .*\(1 more error\)"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(params: Path, overrides: dict[str, Any], message: str) -> None:

@@ -1,8 +1,8 @@
-"""The configuration of a run: one frozen model a stage, and the only reader of YAML.
+"""The configuration of a run: an immutable model for each section, and the only reader of YAML.
 
-A profile (`textcraftor/profiles/NAME.yaml`) describes a whole run; `params.yaml` names the profile,
-selects its mixes and overrides single values. `load` merges and checks them once; every artifact
-carries the sections that made it. Fractions of the chain (`switch_at`) hold for any number of steps.
+A profile describes a whole run: one of `textcraftor/profiles/NAME.yaml`, `profiles/NAME.yaml` of the workspace, or a file
+of your own. `params.yaml` names the profile, selects its mixes and overrides single values. `load` merges and checks them;
+every artifact carries the sections that made it. Fractions of the chain (`switch_at`) hold for any number of steps.
 """
 
 from textcraftor.config.base import BaseConfig, ChainConfig, PrepareConfig, SamplerConfig, switch_step

@@ -1,4 +1,4 @@
-"""What `textcraftor fetch` brings."""
+"""Downloads of `textcraftor fetch`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,19 +11,20 @@ Sha256 = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
 
 
 class Download(Section):
-    """Files of others that `textcraftor fetch` brings into the folder `to`: from a hub repository, or from a URL."""
+    """Files that `textcraftor fetch` downloads into the folder `to`, from a hub repository or a URL."""
 
-    to: NamedFile = Field(description="folder in the workspace; where the base, a reward or a prompt source then looks")
-    hub: str = Field("", description="repository on the hub, owner/name; instead of url")
+    to: NamedFile = Field(description="folder in the workspace, as named by the base, a reward or a prompt source")
+    hub: str = Field("", description="hub repository, owner/name; instead of url")
     revision: Annotated[str, Field(pattern=r"^([0-9a-f]{40})?$")] = Field(
-        "", description="commit of the hub repository, in full: a branch moves"
+        "", description="full commit hash of the hub repository; a branch could change"
     )
-    url: str = Field("", description="address of the one file, where it lies on no hub")
+    url: str = Field("", description="address of a single file; instead of hub")
     files: dict[str, Sha256] = Field(
-        min_length=1, description="file -> sha256; empty: recorded in weights.lock.json at the first fetch, and held to it"
+        min_length=1,
+        description="file -> sha256. Empty: recorded in weights.lock.json at the first fetch and checked from then on",
     )
-    megabytes: Positive = Field(1, description="size of all files, about")
-    licence: str = "unknown"
+    megabytes: Positive = Field(1, description="approximate size of all files together")
+    licence: str = Field("unknown", description="licence of the files")
 
     @model_validator(mode="after")
     def _one_origin(self) -> "Download":

@@ -73,9 +73,9 @@ def profile_file(profile: str, root: Path) -> Path:
 
 
 def parsed(settings: Iterable[str]) -> dict[str, Any]:
-    """KEY=VALUE on a command line as overrides for `load`; the key has dots, the value is YAML.
+    """Overrides for `load` from KEY=VALUE arguments, such as train.steps=3; the value is YAML.
 
-    Raises ConfigError for what is no such pair.
+    Raises ConfigError for an argument of another form.
     """
     overrides: dict[str, Any] = {}
     for setting in settings:
@@ -93,7 +93,7 @@ def parsed(settings: Iterable[str]) -> dict[str, Any]:
 
 
 def resolved_yaml(config: Section) -> str:
-    """The configuration as YAML, every default spelled out."""
+    """The configuration as YAML, with every default."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
@@ -110,7 +110,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Overlay nested mappings; anything else replaces (a list is never merged)."""
+    """`below` overlaid by `above`: nested mappings are merged, any other value is replaced, lists too."""
     merged = dict(below)
     for key, value in above.items():
         if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
@@ -121,7 +121,7 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _one_line(error: ValidationError) -> str:
-    """Pydantic's report as one line: where, what was got, what is allowed."""
+    """The first of pydantic's errors as one line, with its location, the value and what is allowed."""
     first, *rest = error.errors(include_url=False)
     where = ".".join(str(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
@@ -133,11 +133,11 @@ def _one_line(error: ValidationError) -> str:
 
 
 def _more(rest: list[Any]) -> str:
-    return f" ({len(rest)} more fault{'s' if len(rest) > 1 else ''})" if rest else ""
+    return f" ({len(rest)} more error{'s' if len(rest) > 1 else ''})" if rest else ""
 
 
 def _keys_at(loc: tuple[int | str, ...]) -> list[str]:
-    """The full names of the keys allowed beside the unknown one, as far as the path is made of sections."""
+    """Full names of the allowed keys at the location of an unknown key; none where a part of it is no section."""
     model: Any = Config
     for part in loc[:-1]:
         field = model.model_fields.get(part) if isinstance(part, str) else None
