@@ -1,32 +1,34 @@
-"""The whole story, from prompts to a champion."""
+"""The flow `textcraftor`: from prompts to a champion."""
 
+import os
 from pathlib import Path
 
-from prefect import flow
+from prefect import State, flow
 from prefect.futures import PrefectFuture, wait
-from prefect.states import Completed, State
+from prefect.states import Completed
 
 from flows.settings import RunSettings
 from tasks.gate import Verdict, read_verdict
+from tasks.gpus import GpuPool, visible_gpus
 from tasks.pages import show_candidate, show_decision
 from tasks.registry import Decision, challenge, promote, register
-from tasks.stages import Outcome, none_left_behind, repro
+from tasks.stages import Outcome, repro, stop_stages_on_error
 from tasks.tracking import track
 from tasks.workspace import Workspace, open_workspace
 
 
 @flow(name="textcraftor", persist_result=True, result_serializer="json")
-def full(settings: RunSettings = RunSettings()) -> State[Decision]:  # noqa: B008 (frozen: nobody can change the default)
+def full(settings: RunSettings = RunSettings()) -> State[Decision]:  # noqa: B008 (immutable)
     """Curate, tune, judge; promote only what wins.
 
-    A gate that nobody passes is a completed run that promotes nothing; the state's name is the verdict.
+    A gate that no candidate passes is a completed run that promotes nothing; the state's name is the verdict.
     """
-    with none_left_behind():
+    with stop_stages_on_error():
         workspace = open_workspace(Path.cwd(), **settings.model_dump(exclude={"promote"}))
-        # The first is frozen and never runs here; named, so that `dvc.lock` is whole and `dvc repro` has nothing to add.
-        for stage in ("tiny", "curate", "validate", "prepare"):
+        # `tiny` is frozen and never runs here; it is listed so that dvc.lock is complete.
+        for stage in ("tiny", "resolve", "curate", "validate", "prepare"):
             repro(stage, workspace.folder)
-        tune_and_evaluate(workspace)
+        tune_and_evaluate(workspace, GpuPool(visible_gpus(os.environ)))
         repro("gate", workspace.folder)
     verdict = read_verdict(workspace)
     decision = decide(verdict, workspace, settings).model_copy(update={"folder": str(workspace.folder)})
@@ -34,25 +36,28 @@ def full(settings: RunSettings = RunSettings()) -> State[Decision]:  # noqa: B00
     return Completed(name=decision.verdict.capitalize(), message=decision.why, data=decision)
 
 
-def tune_and_evaluate(workspace: Workspace) -> None:
-    """Draw and judge the base while every mix is trained, then judged, all side by side.
+def tune_and_evaluate(workspace: Workspace, gpus: GpuPool) -> None:
+    """Evaluate the base, and train and evaluate every mix: as many stages at a time as there are GPUs.
 
-    One mix that fails does not stop the others: what they reach is kept, and the next run starts there.
+    Without GPUs all of them share the CPU. A mix that fails does not stop the others; the next run resumes from what
+    they reached.
     """
     config = workspace.config
+    concurrency = gpus.concurrency(len(config.mixes) + 1)
     stages: list[PrefectFuture[Outcome]] = []
 
-    def begin(stage: str, *after: PrefectFuture[Outcome]) -> PrefectFuture[Outcome]:
-        stages.append(repro.submit(stage, workspace.folder, side_by_side=len(config.mixes) + 1, wait_for=after))
-        return stages[-1]
+    def submit(stage: str, *after: PrefectFuture[Outcome]) -> PrefectFuture[Outcome]:
+        started = repro.submit(stage, workspace.folder, concurrency=concurrency, gpus=gpus, wait_for=after, return_state=False)
+        stages.append(started)
+        return started
 
-    base = begin("evaluate-base")
+    base = submit("evaluate-base")
     for mix in config.mixes:
-        encoder = begin(f"train@{mix}")
-        begin(f"evaluate@{mix}", encoder, base)
+        encoder = submit(f"train@{mix}")
+        submit(f"evaluate@{mix}", encoder, base)
         if mix in config.unet_mixes:
-            unet = begin(f"train-unet@{mix}", encoder)
-            begin(f"evaluate-unet@{mix}", unet, base)
+            unet = submit(f"train-unet@{mix}", encoder)
+            submit(f"evaluate-unet@{mix}", unet, base)
     wait(stages)
     for stage in stages:
         stage.result()

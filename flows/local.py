@@ -1,11 +1,12 @@
-"""`make full` and `make ui`: the whole pipeline on this machine, and a look at what it did.
+"""`make full` and `make ui`: the whole pipeline on this machine, and the UIs with earlier runs.
 
-    python -m flows.local full     servers up, deploy, run, report, servers down
-    python -m flows.local ui       servers up until Ctrl-C
+    python -m flows.local full     start servers, deploy, run, report, stop servers
+    python -m flows.local ui       start servers, stop them at Ctrl-C
 
-`full` exits with the run's own verdict: 0 promoted or the champion stays, 3 not promoted, 1 failed, 2 when what
-was asked for is impossible. Settings come as environment variables: PROMPTS (a file), PROFILE, PROMOTE, and
-PREFECT_PORT, MLFLOW_PORT to fix a port.
+`full` exits with 0 (promoted, or the champion stays), 3 (not promoted), 1 (the run failed) or 2 (impossible settings).
+Settings are environment variables: PROMPTS (a file), PROFILE, PROMOTE; PREFECT_PORT and MLFLOW_PORT fix a port;
+TEXTCRAFTOR_GRACE_SECONDS is how long a training that is stopped may take to write its checkpoint. Ctrl-C waits for
+checkpoints; a second Ctrl-C does not, and they are still written.
 """
 
 import asyncio
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from flows.servers import Servers, ServersError, alone, choose_ports, running
+from flows.servers import Servers, ServersError, choose_ports, exclusive, running
 from tasks import guard
 from textcraftor.errors import PromptError, UserError
 from textcraftor.layout import STATE
@@ -30,22 +31,22 @@ DEPLOYMENT = "textcraftor/full"
 
 
 def full() -> int:
-    """Run the deployment on servers of its own and tell how it ended."""
+    """Start servers, run the deployment on them, stop them. Returns the exit status."""
     settings = settings_from(os.environ)
     ports = choose_ports(os.environ)
-    with alone(HOME):
+    with exclusive(HOME):
         print("Starting Prefect and MLflow ...", flush=True)
         with running(ROOT, HOME, ports, worker=True) as servers:
             print(f"Prefect {ports.prefect_url}   MLflow {ports.mlflow_url}   (both until the run ends)", flush=True)
             os.environ.update(servers.env)
-            asyncio.run(clear_leftovers())
+            asyncio.run(cancel_open_runs())
             status = run(servers, settings)
     print("Both UIs, with this run in them: make ui")
     return status
 
 
 def run(servers: Servers, settings: Mapping[str, Any]) -> int:
-    """Start the deployment, watch it to its end, print what came of it. Returns the exit status."""
+    """Run the deployment to its end and print its summary. Returns the exit status."""
     from flows import summary  # imports Prefect, which reads the environment when it is imported
 
     name = f"make-full-{time.strftime('%Y%m%d-%H%M%S')}-{uuid4().hex[:4]}"
@@ -57,17 +58,17 @@ def run(servers: Servers, settings: Mapping[str, Any]) -> int:
             servers.require_alive()
             time.sleep(0.5)
     except BaseException:
-        asyncio.run(clear_leftovers())  # what is ended here must not look as if it still ran
+        asyncio.run(cancel_open_runs())  # the interrupted run must not look as if it still ran
         raise
     finally:
         guard.end(watch)
-    return asyncio.run(summary.tell(name))
+    return asyncio.run(summary.print_summary(name))
 
 
-async def clear_leftovers() -> None:
-    """Close runs that a machine that stopped left open: nobody else works on them while we hold the project.
+async def cancel_open_runs() -> None:
+    """Cancel runs that an earlier crash left open; while we hold the project's lock nobody works on them.
 
-    An open run would be taken up by our worker, or keep the deployment's only place for ever.
+    Our worker would start an open run again, or the run would occupy the deployment's only slot for ever.
     """
     from prefect import get_client
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
@@ -76,14 +77,14 @@ async def clear_leftovers() -> None:
 
     is_open = FlowRunFilterStateType(any_=[state for state in StateType if state not in TERMINAL_STATES])
     async with get_client() as client:
-        for left in await client.read_flow_runs(flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=is_open))):
-            await client.set_flow_run_state(left.id, Cancelled(message="Its servers were stopped."), force=True)
+        for run in await client.read_flow_runs(flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=is_open))):
+            await client.set_flow_run_state(run.id, Cancelled(message="Its servers were stopped."), force=True)
 
 
 def ui() -> int:
-    """Show what earlier runs did, until Ctrl-C."""
+    """Serve both UIs, with earlier runs in them, until Ctrl-C."""
     ports = choose_ports(os.environ)
-    with alone(HOME):
+    with exclusive(HOME):
         print("Starting Prefect and MLflow ...", flush=True)
         with running(ROOT, HOME, ports, worker=False) as servers:
             print(f"Prefect {ports.prefect_url}\nMLflow  {ports.mlflow_url}\nCtrl-C stops both.", flush=True)
@@ -93,7 +94,7 @@ def ui() -> int:
 
 
 def settings_from(environment: Mapping[str, str]) -> dict[str, Any]:
-    """The run's settings as far as the command line gives them. Raises PromptError when PROMPTS is no file."""
+    """The run's settings that the environment gives. Raises PromptError when PROMPTS is not a file."""
     settings = {name.lower(): value for name in ("PROMPTS", "PROFILE", "PROMOTE") if (value := environment.get(name))}
     if (prompts := settings.get("prompts")) and not (ROOT / prompts).is_file():
         raise PromptError(f"PROMPTS={prompts} is not a file. Give one, relative to {ROOT.name}/ or absolute, or none")
@@ -101,7 +102,7 @@ def settings_from(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def main(verbs: Mapping[str, Callable[[], int]], arguments: list[str]) -> int:
-    """Run a verb so that any polite signal ends what it started."""
+    """Run a verb; SIGINT, SIGTERM and SIGHUP stop it and everything that it started."""
     if len(arguments) != 1 or arguments[0] not in verbs:
         print(__doc__, file=sys.stderr)
         return 2
@@ -109,7 +110,7 @@ def main(verbs: Mapping[str, Callable[[], int]], arguments: list[str]) -> int:
     def stop(number: int, _: object) -> None:
         sys.exit(128 + number)
 
-    # Set even where a shell's background job would ignore Ctrl-C.
+    # Set explicitly, because a shell's background job would ignore Ctrl-C.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, stop)
     try:

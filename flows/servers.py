@@ -1,6 +1,6 @@
-"""Prefect and MLflow on this machine, loopback only, for as long as they are needed.
+"""Prefect and MLflow servers on this machine, on the loopback interface only.
 
-Their data lie in .textcraftor/ and stay. The processes go with whoever started them, however it ends.
+Their data stay in .textcraftor/. Their processes end with the process that started them, even if it is killed.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks import guard
+from tasks.environment import grace_seconds
 from textcraftor.errors import UserError
 
 HOST = "127.0.0.1"
@@ -30,7 +31,7 @@ class ServersError(UserError):
 
 @dataclass(frozen=True)
 class Ports:
-    """Where the two UIs are served."""
+    """Ports of the two servers."""
 
     prefect: int
     mlflow: int
@@ -45,9 +46,9 @@ class Ports:
 
 
 def choose_ports(environment: Mapping[str, str]) -> Ports:
-    """Free ports, or the ones that PREFECT_PORT (or PORT) and MLFLOW_PORT fix.
+    """Free ports, or those that PREFECT_PORT (or PORT) and MLFLOW_PORT fix.
 
-    Raises ServersError when a fixed one is no port, is taken, or is given twice.
+    Raises ServersError when a fixed port is not a port number, is taken, or is given twice.
     """
     fixed = {
         "prefect": environment.get("PREFECT_PORT") or environment.get("PORT"),
@@ -55,13 +56,18 @@ def choose_ports(environment: Mapping[str, str]) -> Ports:
     }
     if fixed["prefect"] and fixed["prefect"] == fixed["mlflow"]:
         raise ServersError(f"Port {fixed['mlflow']} cannot be used for both servers. Give two, or none for free ones")
-    with contextlib.ExitStack() as held:  # all at once, so that they differ
-        return Ports(**{name: _claim(name, wanted, held) for name, wanted in sorted(fixed.items(), key=lambda f: not f[1])})
+    with contextlib.ExitStack() as sockets:  # all open at once, so that the ports differ
+        return Ports(
+            **{
+                name: _find_port(name, fixed_port, sockets)
+                for name, fixed_port in sorted(fixed.items(), key=lambda f: not f[1])
+            }
+        )
 
 
 @contextlib.contextmanager
-def alone(home: Path) -> Iterator[None]:
-    """Hold the project for one set of servers. Raises ServersError when another one runs."""
+def exclusive(home: Path) -> Iterator[None]:
+    """Hold the project's lock. Raises ServersError when other servers of this project run."""
     home.mkdir(parents=True, exist_ok=True)
     with (home / "lock").open("w") as lock:
         try:
@@ -75,7 +81,7 @@ def alone(home: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def running(root: Path, home: Path, ports: Ports, worker: bool) -> Iterator["Servers"]:
-    """Start both servers (and a worker with the deployments of prefect.yaml), yield, and end all of it."""
+    """Start both servers, with `worker` also a worker and the deployments of prefect.yaml; stop them after the block."""
     servers = Servers(root, home, ports, environment(home, ports))
     try:
         servers.start("prefect", ["prefect", "server", "start", "--host", HOST, "--port", str(ports.prefect)])
@@ -86,7 +92,9 @@ def running(root: Path, home: Path, ports: Ports, worker: bool) -> Iterator["Ser
         if worker:
             servers.run("prefect", "work-pool", "create", POOL, "--type", "process", "--overwrite")
             servers.run("prefect", "--no-prompt", "deploy", "--all")
-            servers.start("worker", ["prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", "local"])
+            worker_command = ["prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", "local"]
+            # The flow in it waits for stages that write a checkpoint, so the worker gets their time and a little more.
+            servers.start("worker", worker_command, grace=grace_seconds(os.environ) + guard.GRACE)
         yield servers
     finally:
         (home / "servers.json").unlink(missing_ok=True)
@@ -94,30 +102,35 @@ def running(root: Path, home: Path, ports: Ports, worker: bool) -> Iterator["Ser
 
 
 class Servers:
-    """The processes, and the environment in which clients reach them."""
+    """The server processes, and the environment in which clients reach them."""
 
     def __init__(self, root: Path, home: Path, ports: Ports, env: dict[str, str]) -> None:
         self.root, self.home, self.ports, self.env = root, home, ports, env
         self._processes: dict[str, subprocess.Popen[str]] = {}
 
-    def start(self, name: str, module: list[str]) -> None:
-        """Start `python -m MODULE...`, its output in .textcraftor/logs/NAME.log."""
+    def start(self, name: str, module: list[str], grace: float = guard.GRACE) -> None:
+        """Start `python -m MODULE...`, its output in .textcraftor/logs/NAME.log. grace: seconds it has to end."""
         log = self._log(name)
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w") as output:
             self._processes[name] = guard.start(
-                [sys.executable, "-m", *module], cwd=self.root, env=self.env, stdout=output, stderr=subprocess.STDOUT
+                [sys.executable, "-m", *module],
+                grace,
+                cwd=self.root,
+                env=self.env,
+                stdout=output,
+                stderr=subprocess.STDOUT,
             )
 
     def run(self, *module: str) -> None:
-        """Run `python -m MODULE...` to its end. Raises ServersError with what it said last when it fails."""
+        """Run `python -m MODULE...` to its end. Raises ServersError with its last lines when it fails."""
         done = subprocess.run([sys.executable, "-m", *module], cwd=self.root, env=self.env, capture_output=True, text=True)
         if done.returncode != 0:
-            said = (done.stdout + done.stderr).strip().splitlines()
-            raise ServersError(f"`{' '.join(module)}` failed: {' '.join(said[-3:])}")
+            lines = (done.stdout + done.stderr).strip().splitlines()
+            raise ServersError(f"`{' '.join(module)}` failed: {' '.join(lines[-3:])}")
 
     def wait_for(self, name: str, port: int, path: str) -> None:
-        """Return when the server answers. Raises ServersError when it ends or does not within START_TIMEOUT."""
+        """Wait until the server answers. Raises ServersError when it ends, or does not answer within START_TIMEOUT."""
         deadline = time.monotonic() + START_TIMEOUT
         while time.monotonic() < deadline:
             self.require_alive()
@@ -130,11 +143,11 @@ class Servers:
         """Raises ServersError when one of the processes has ended."""
         for name, process in self._processes.items():
             if process.poll() is not None:
-                said = self._log(name).read_text(encoding="utf-8", errors="replace").strip().splitlines()
-                raise ServersError(f"{name} ended: {said[-1] if said else 'it said nothing'}. Its log: {self._log(name)}")
+                lines = self._log(name).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+                raise ServersError(f"{name} ended: {lines[-1] if lines else 'no output'}. Its log: {self._log(name)}")
 
     def stop(self) -> None:
-        """End all processes, the last started first."""
+        """End all processes, in the reverse order of their start."""
         for process in reversed(self._processes.values()):
             guard.end(process)
         self._processes.clear()
@@ -144,30 +157,30 @@ class Servers:
 
 
 def environment(home: Path, ports: Ports) -> dict[str, str]:
-    """What servers and clients run in: this machine's servers, whatever Prefect or MLflow the user else works with."""
+    """The environment of servers and clients, without the settings of any other Prefect or MLflow that the user has."""
     kept = ("PREFECT_TASK_RUNNER_", "PREFECT_LOGGING_")
-    mine = {
+    inherited = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("PREFECT_", "MLFLOW_")) or name.startswith(kept)
     }
     template = Path(__file__).resolve().parents[1] / "mlflow/server.env"
     lines = [line.split("=", 1) for line in template.read_text(encoding="utf-8").splitlines() if line and line[0] != "#"]
-    direct = ",".join(filter(None, (HOST, "localhost", mine.get("NO_PROXY") or mine.get("no_proxy"))))
+    no_proxy = ",".join(filter(None, (HOST, "localhost", inherited.get("NO_PROXY") or inherited.get("no_proxy"))))
     return {
-        **mine,
+        **inherited,
         **dict(lines),
-        "NO_PROXY": direct,
-        "no_proxy": direct,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{mine.get('PATH', os.defpath)}",
+        "NO_PROXY": no_proxy,
+        "no_proxy": no_proxy,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{inherited.get('PATH', os.defpath)}",
         "PREFECT_HOME": str(home / "prefect"),
         "PREFECT_API_URL": f"{ports.prefect_url}/api",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        # SQLite has one writer: on a machine busy with training it may keep others waiting.
+        # SQLite has one writer: on a machine busy with training others may wait for it.
         "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
         "PREFECT_SERVER_DATABASE_CONNECTION_TIMEOUT": "60",
         "PREFECT_WORKER_QUERY_SECONDS": "2",
-        # Both, so that `--watch` shows what the stages say.
+        # Both are needed for `--watch` to show the output of the stages.
         "PREFECT_SERVER_LOGS_STREAM_OUT_ENABLED": "true",
         "PREFECT_SERVER_LOGS_STREAM_PUBLISHING_ENABLED": "true",
         "MLFLOW_TRACKING_URI": ports.mlflow_url,
@@ -176,7 +189,7 @@ def environment(home: Path, ports: Ports) -> dict[str, str]:
 
 
 def mlflow_options(store: Path, port: int) -> list[str]:
-    """The command line of the MLflow server: its data in `store`, artifacts only through itself."""
+    """Options of the MLflow server: its data lie in `store`, artifacts are served by the server alone."""
     (store / "artifacts").mkdir(parents=True, exist_ok=True)
     return [
         *("--host", HOST, "--port", str(port), "--workers", "1"),
@@ -185,19 +198,19 @@ def mlflow_options(store: Path, port: int) -> list[str]:
     ]
 
 
-def _claim(name: str, wanted: str | None, held: contextlib.ExitStack) -> int:
+def _find_port(name: str, fixed: str | None, sockets: contextlib.ExitStack) -> int:
     variable = f"{name.upper()}_PORT"
-    if wanted and not (wanted.isdecimal() and 1 <= int(wanted) <= 65535):
-        raise ServersError(f"{variable}={wanted} is not a port. Give a number from 1 to 65535, or none for a free one")
-    claim = held.enter_context(socket.socket())
-    claim.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if fixed and not (fixed.isdecimal() and 1 <= int(fixed) <= 65535):
+        raise ServersError(f"{variable}={fixed} is not a port. Give a number from 1 to 65535, or none for a free one")
+    probe = sockets.enter_context(socket.socket())
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        claim.bind((HOST, int(wanted or 0)))
+        probe.bind((HOST, int(fixed or 0)))
     except OSError as error:
         raise ServersError(
-            f"{variable}={wanted} cannot be used ({error.strerror}). Give another one, or none for a free one"
+            f"{variable}={fixed} cannot be used ({error.strerror}). Give another one, or none for a free one"
         ) from None
-    return int(claim.getsockname()[1])
+    return int(probe.getsockname()[1])
 
 
 def _answers(port: int, path: str) -> bool:

@@ -1,4 +1,4 @@
-"""Ports, the hold on the project, and what `make full` refuses before it starts anything."""
+"""Ports, the project's lock, and the settings that `make full` refuses before it starts anything."""
 
 import os
 import socket
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flows import local
-from flows.servers import ServersError, alone, choose_ports, environment
+from flows.servers import ServersError, choose_ports, environment, exclusive
 from textcraftor.errors import PromptError
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +27,7 @@ def test_fixed_ports_are_kept() -> None:
 
 
 @pytest.mark.parametrize("port", ["0", "70000", "abc", "-1"])
-def test_what_is_no_port_is_refused(port: str) -> None:
+def test_invalid_ports_are_refused(port: str) -> None:
     with pytest.raises(ServersError, match=f"MLFLOW_PORT={port} is not a port"):
         choose_ports({"MLFLOW_PORT": port})
 
@@ -47,14 +47,14 @@ def test_one_port_for_both_is_refused() -> None:
         choose_ports({"PREFECT_PORT": port, "MLFLOW_PORT": port})
 
 
-def test_one_at_a_time(tmp_path: Path) -> None:
-    with alone(tmp_path), pytest.raises(ServersError, match="already run"), alone(tmp_path):
+def test_servers_of_a_project_run_once(tmp_path: Path) -> None:
+    with exclusive(tmp_path), pytest.raises(ServersError, match="already run"), exclusive(tmp_path):
         pass
-    with alone(tmp_path):
+    with exclusive(tmp_path):
         pass
 
 
-def test_only_this_machines_servers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_settings_of_other_servers_are_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PREFECT_API_KEY", "secret")
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "secret")
     monkeypatch.setenv("NO_PROXY", "intranet")

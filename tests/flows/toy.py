@@ -1,13 +1,18 @@
-"""Cheap stages that write what the real ones write, so that a flow can be run whole in seconds (no torch).
+"""Cheap stages that write the same files as the real ones, so that the whole flow runs in seconds (no torch).
 
     python toy.py STAGE [CANDIDATE]
 
-`train.steps` is how good the tuned models get: scores rise by steps / 1000. `break` in prompts.blocklist makes
-`validate` fail. A stage that finds a file `slow` waits there until it is removed.
+`train.steps` sets how good the tuned models get: scores rise by steps / 1000. `break` in prompts.blocklist makes
+`validate` fail. Files in the workspace change how a stage runs:
+
+    slow           it waits until the file is removed
+    preempt        the first stage to find it removes it and exits with status 75, as training does after SIGTERM
+    devices.log    it appends "begin" and "end" lines with its GPU, and takes half a second in between
 """
 
 import hashlib
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -128,11 +133,26 @@ def weights(name: str) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+def log_device(event: str) -> None:
+    log = Path("devices.log")
+    if log.exists():
+        with log.open("a") as lines:
+            lines.write(f"{event} {os.environ.get('CUDA_VISIBLE_DEVICES')}\n")
+
+
 if __name__ == "__main__":
     stage, *arguments = sys.argv[1:]
     with Path("stages.log").open("a") as log:
         log.write(" ".join(sys.argv[1:]) + "\n")
     print(f"this is {stage}", flush=True)
+    log_device("begin")
     while Path("slow").exists():
         time.sleep(0.1)
+    if Path("preempt").exists():
+        Path("preempt").unlink()
+        print("textcraftor: stopped by SIGTERM at step 7; the checkpoint is written", file=sys.stderr)
+        sys.exit(75)
+    if Path("devices.log").exists():
+        time.sleep(0.5)
     globals()[stage](*arguments)
+    log_device("end")

@@ -1,4 +1,4 @@
-"""Nothing that is started outlives who started it."""
+"""Commands under a guard end with the process that started them."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ import pytest
 
 from tasks import guard
 
-# A command with a child of its own, like dvc with a training; both write down who they are.
+# A command with a child of its own, as dvc has a training; both write their process ids.
 FAMILY = """
 import os, pathlib, subprocess, sys, time
 pathlib.Path("parent").write_text(str(os.getpid()))
@@ -52,7 +52,7 @@ def all_gone(members: list[int], seconds: float = 15) -> bool:
     return not any(map(alive, members))
 
 
-def test_end_takes_the_whole_family(tmp_path: Path, family: list[str]) -> None:
+def test_end_ends_the_command_and_its_children(tmp_path: Path, family: list[str]) -> None:
     process = guard.start(family, cwd=tmp_path)
     members = wait_for_members(tmp_path)
     assert all(map(alive, members))
@@ -60,7 +60,7 @@ def test_end_takes_the_whole_family(tmp_path: Path, family: list[str]) -> None:
     assert all_gone(members, 1)
 
 
-def test_a_killed_starter_takes_the_family_with_it(tmp_path: Path, family: list[str]) -> None:
+def test_the_command_ends_when_its_starter_is_killed(tmp_path: Path, family: list[str]) -> None:
     starter = textwrap.dedent(f"""
         import sys, time
         sys.path.insert(0, {str(Path(guard.__file__).parents[1])!r})
@@ -75,7 +75,7 @@ def test_a_killed_starter_takes_the_family_with_it(tmp_path: Path, family: list[
     assert all_gone(members)
 
 
-def test_what_a_command_leaves_behind_goes_too(tmp_path: Path) -> None:
+def test_children_that_a_command_leaves_behind_end(tmp_path: Path) -> None:
     leave = "import subprocess, sys; print(subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL).pid, flush=True)"
     process = guard.start([sys.executable, "-c", leave], stdout=subprocess.PIPE)
     assert process.stdout
@@ -85,5 +85,43 @@ def test_what_a_command_leaves_behind_goes_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("code", "status"), [("import sys; sys.exit(7)", 7), ("import os; os.kill(os.getpid(), 9)", 137)])
-def test_the_status_is_the_commands(code: str, status: int) -> None:
+def test_the_exit_status_is_that_of_the_command(code: str, status: int) -> None:
     assert guard.start([sys.executable, "-c", code]).wait(20) == status
+
+
+# Writes "saved" so many seconds after SIGTERM.
+SAVER = """
+import pathlib, signal, sys, time
+
+def save(*_):
+    time.sleep(float(sys.argv[1]))
+    pathlib.Path("saved").touch()
+    sys.exit(75)
+
+signal.signal(signal.SIGTERM, save)
+pathlib.Path("parent").write_text("0")
+pathlib.Path("child").write_text("0")
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(("grace", "seconds", "saved"), [(60.0, 0.5, True), (0.2, 30, False)])
+def test_a_command_has_its_grace_to_save_and_no_more(tmp_path: Path, grace: float, seconds: float, saved: bool) -> None:
+    process = guard.start([sys.executable, "-c", SAVER, str(seconds)], grace, cwd=tmp_path)
+    wait_for_members(tmp_path)
+    guard.end(process)
+    assert (tmp_path / "saved").exists() == saved
+    assert process.returncode == (75 if saved else 137)
+
+
+def test_several_commands_are_ended_at_once(tmp_path: Path) -> None:
+    """The second is sent SIGTERM while the first still saves: it has ended, though the first never does."""
+    folders = [tmp_path / "first", tmp_path / "second"]
+    processes = []
+    for folder, seconds in zip(folders, ("30", "0"), strict=True):
+        folder.mkdir()
+        processes.append(guard.start([sys.executable, "-c", SAVER, seconds], 2.0, cwd=folder))
+    for folder in folders:
+        wait_for_members(folder)
+    guard.end(*processes)
+    assert [process.returncode for process in processes] == [137, 75]
