@@ -1,8 +1,8 @@
-"""The folder a run happens in: the project itself, or a variant of it that leaves tracked files alone.
+"""The folder in which a run happens: the project itself, or a variant of it that changes no tracked file.
 
-A run with the settings of params.yaml as it stands happens in the project. Any other gets `runs/DIGEST/`:
-a DVC workspace of its own with its own params.yaml, the same dvc.yaml, copies of what the stages read, and
-the project's DVC cache, so that what was computed once anywhere is not computed again.
+A run with the settings of params.yaml happens in the project. Any other settings get `runs/DIGEST/`: a DVC workspace
+with its own params.yaml, the same dvc.yaml, hard links to the files that the stages read, and the project's DVC cache,
+so that nothing is computed twice.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ PROMPT_FILES = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
 @dataclass(frozen=True)
 class Workspace:
-    """A folder with dvc.yaml and params.yaml, and where its artifacts lie."""
+    """A folder with dvc.yaml and params.yaml, and the paths of its artifacts."""
 
     folder: Path
 
@@ -65,37 +65,37 @@ def open_workspace(
     prompts: Path | str | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Workspace:
-    """The workspace for these settings: `root` where they change nothing, else `root/runs/DIGEST`.
+    """The workspace for these settings: `root` if they change nothing, else `root/runs/DIGEST`.
 
-    What params.yaml overrides belongs to the profile it names: another profile starts without it.
+    The overrides in params.yaml belong to the profile that it names: another profile starts without them.
     Raises ConfigError or PromptError before anything is written when a setting is impossible.
     """
-    stands = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
-    wanted = dict(stands)
-    if profile is not None and profile != stands["profile"]:
-        wanted = {key: {} for key, value in stands.items() if isinstance(value, dict)} | {"profile": profile}
-    wanted = merge(wanted, overrides or {})
+    current = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
+    requested = dict(current)
+    if profile is not None and profile != current["profile"]:
+        requested = {key: {} for key, value in current.items() if isinstance(value, dict)} | {"profile": profile}
+    requested = merge(requested, overrides or {})
     if prompts is not None:
-        wanted = merge(wanted, {"prompts": {"sources": [prompt_source(root / prompts)]}})
+        requested = merge(requested, {"prompts": {"sources": [prompt_source(root / prompts)]}})
     if mixes:
-        wanted["mixes"] = list(mixes)
-    config = resolve(wanted, root)
-    # dvc.yaml loops over both lists, so they stand in params.yaml even where the profile decides.
-    wanted["mixes"] = list(config.mixes)
-    wanted["unet_mixes"] = list(config.mixes if tune_unet else config.unet_mixes)
-    if wanted == stands:
+        requested["mixes"] = list(mixes)
+    config = resolve(requested, root)
+    # dvc.yaml loops over both lists, so params.yaml needs them even if the profile gives them.
+    requested["mixes"] = list(config.mixes)
+    requested["unet_mixes"] = list(config.mixes if tune_unet else config.unet_mixes)
+    if requested == current:
         return Workspace(root)
-    list(named_paths(resolve(wanted, root)))  # raises before anything is written
-    folder = root / "runs" / hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:12]
-    furnish(folder, root, wanted, [root / prompts] if prompts else [])
+    list(named_paths(resolve(requested, root)))  # raises before anything is written
+    folder = root / "runs" / hashlib.sha256(json.dumps(requested, sort_keys=True).encode()).hexdigest()[:12]
+    create_variant(folder, root, requested, [root / prompts] if prompts else [])
     return Workspace(folder)
 
 
 def prompt_source(path: Path) -> dict[str, str]:
-    """The `prompts.sources` entry for a file; its name in the workspace carries the digest of what it holds.
+    """The `prompts.sources` entry for a file, whose name in the workspace contains the digest of its bytes.
 
-    DVC sees parameters, not the files they name: an edited file must be another parameter.
-    Raises PromptError when there is no such file or its kind is unknown.
+    So an edited file is another parameter, and gets a variant of its own.
+    Raises PromptError when there is no such file or its type is unknown.
     """
     if not path.is_file():
         raise PromptError(f"{path} is not a file. Give a text file with one prompt a line, or {', '.join(PROMPT_FILES[1:])}")
@@ -104,8 +104,8 @@ def prompt_source(path: Path) -> dict[str, str]:
     return {"kind": "file", "path": str(layout.PROMPT_SOURCES / f"{digest(path)[:12]}{path.suffix.lower()}")}
 
 
-def furnish(folder: Path, root: Path, params: Mapping[str, Any], prompt_files: Iterable[Path]) -> None:
-    """Make `folder` a DVC workspace with these params, sharing the cache of the one at `root`; again: refresh it."""
+def create_variant(folder: Path, root: Path, params: Mapping[str, Any], prompt_files: Iterable[Path]) -> None:
+    """Make `folder` a DVC workspace with these params and the DVC cache of `root`, or refresh it."""
     folder.mkdir(parents=True, exist_ok=True)
     with written_aside(folder / "params.yaml") as aside:
         aside.write_text(yaml.safe_dump(dict(params), sort_keys=False, allow_unicode=True), encoding="utf-8")
@@ -121,12 +121,15 @@ def furnish(folder: Path, root: Path, params: Mapping[str, Any], prompt_files: I
         settings["cache"]["dir"] = str(cache)
         settings["core"].update({"analytics": False, "check_update": False})
     config = resolve(params, root)
-    for entry in sorted({*inputs(folder), *named_paths(config), *own_profile(config, root)}):
+    for entry in sorted({*stage_inputs(folder), *named_paths(config), *project_profile(config, root)}):
         if (root / entry).exists():
-            _place(root / entry, folder / entry)
+            _link_or_copy(root / entry, folder / entry)
+    if (root / layout.DIGESTS).exists():  # they are by inode, so they hold for hard links too
+        (folder / layout.DIGESTS).parent.mkdir(exist_ok=True)
+        shutil.copyfile(root / layout.DIGESTS, folder / layout.DIGESTS)
 
 
-def own_profile(config: Config, root: Path) -> list[str]:
+def project_profile(config: Config, root: Path) -> list[str]:
     """The profile's file, relative to the workspace, where it is one of the project's own."""
     path = profile_file(config.profile, root)
     return [str(path.relative_to(root))] if path.is_relative_to(root) and not path.is_relative_to(PROFILES) else []
@@ -146,27 +149,27 @@ def named_paths(config: Config) -> Iterator[str]:
         yield path
 
 
-def inputs(folder: Path) -> list[str]:
-    """What the stages read and no stage here makes, relative to the workspace; a frozen stage makes nothing.
+def stage_inputs(folder: Path) -> list[str]:
+    """Files and folders that stages read and no stage writes, relative to the workspace. A frozen stage writes nothing.
 
-    params.yaml is left out: it is what makes a workspace another one.
+    params.yaml is left out: each workspace has its own.
     """
     with Repo(str(folder)) as repo:
         stages = repo.index.stages
-        made = [Path(out.fs_path) for stage in stages if not stage.frozen for out in stage.outs]
+        written = [Path(out.fs_path) for stage in stages if not stage.frozen for out in stage.outs]
         read = [dep.fs_path for stage in stages for dep in stage.deps if dep.protocol == "local"]
         read += [out.fs_path for stage in stages if stage.frozen for out in stage.outs]
-    # A folder with outputs in it, such as all scores, is made here as much as the outputs are.
+    # A folder that contains outputs, such as data/scores, is written by stages, too.
     outside = [
         path
         for path in {Path(path) for path in read} - {folder.resolve() / "params.yaml"}
-        if not any(path.is_relative_to(out) or out.is_relative_to(path) for out in made)
+        if not any(path.is_relative_to(out) or out.is_relative_to(path) for out in written)
     ]
     return sorted(os.path.relpath(path, folder.resolve()) for path in outside if path.is_relative_to(folder.resolve()))
 
 
-def _place(source: Path, target: Path) -> None:
-    """Hard links where the file system has them (weights are large), copies elsewhere."""
+def _link_or_copy(source: Path, target: Path) -> None:
+    """Hard-link a file or folder (weights are large), or copy it where the file system has no hard links."""
     if target.is_dir():
         shutil.rmtree(target)
     target.unlink(missing_ok=True)

@@ -47,6 +47,15 @@ def config(
 
 
 @app.command()
+def resolve(params: Params = PARAMS, profile: Profile = None) -> None:
+    """Write data/resolved.json, the configuration and the digests of the files it names, on which DVC's stages depend."""
+    run = configuration.load(params, profile=profile)
+    from textcraftor.resolved import write_resolved
+
+    typer.echo(write_resolved(run, params.parent))
+
+
+@app.command()
 def curate(params: Params = PARAMS, profile: Profile = None) -> None:
     """Clean, deduplicate, classify and split the prompts of the sources."""
     run = configuration.load(params, profile=profile)

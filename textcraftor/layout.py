@@ -8,6 +8,7 @@ TINY: Final = Path("data/tiny")
 EXPECTATIONS: Final = Path("data/expectations")
 
 # Made by the stages.
+RESOLVED: Final = Path("data/resolved.json")  # the configuration with the digests of the files that it names
 PROMPT_SOURCES: Final = Path("data/prompts/sources")  # prompt files that a run was given
 CURATED: Final = Path("data/prompts/curated")
 TRAIN_PROMPTS: Final = CURATED / "train.parquet"
@@ -23,6 +24,7 @@ GATE_RECORD: Final = REPORTS / "gate.json"
 
 # Working files that no stage depends on: checkpoints, partial downloads, caches.
 STATE: Final = Path(".textcraftor")
+DIGESTS: Final = STATE / "digests.json"  # of files that have not changed since
 TRAINING_STATE: Final = STATE / "training"
 PARTIAL_DOWNLOADS: Final = STATE / "downloads"
 RANDOM_WEIGHTS: Final = STATE / "random-weights"

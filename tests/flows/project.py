@@ -1,4 +1,4 @@
-"""A project of toy stages in a folder of its own, laid out like this one."""
+"""A project of toy stages, with the files of a real one."""
 
 import shutil
 import sys
@@ -6,16 +6,19 @@ from pathlib import Path
 
 import yaml
 
+from textcraftor.config import load
+from textcraftor.resolved import write_resolved
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 
 
 def make_project(folder: Path, **sections: object) -> Path:
-    """Toy stages, dvc.yaml, an initialised DVC, and a params.yaml like ours overlaid by `sections`."""
+    """A folder with toy stages, DVC, our params.yaml with `sections` replaced, and the stage `resolve` done."""
     folder.mkdir(parents=True)
     shutil.copyfile(HERE / "toy.py", folder / "toy.py")
     shutil.copyfile(HERE / "toy_dvc.yaml", folder / "dvc.yaml")
-    # By its path, not its name: the interpreter that runs the tests is the one that has the library.
+    # The interpreter that runs the tests is the one that has the library.
     text = (folder / "dvc.yaml").read_text().replace("cmd: python ", f"cmd: {sys.executable} ")
     (folder / "dvc.yaml").write_text(text)
     (folder / "data/tiny").mkdir(parents=True)
@@ -24,10 +27,11 @@ def make_project(folder: Path, **sections: object) -> Path:
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     (folder / ".dvc").mkdir()
     (folder / ".dvc/config").write_text("[core]\n    no_scm = True\n    analytics = false\n")
+    write_resolved(load(folder / "params.yaml"), folder)
     return folder
 
 
 def stages_run(folder: Path) -> list[str]:
-    """The stages that did run, in order, as each wrote down itself."""
+    """The stages that ran, in order; each wrote its name to the log."""
     log = folder / "stages.log"
     return log.read_text().splitlines() if log.exists() else []

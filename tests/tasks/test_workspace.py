@@ -1,4 +1,4 @@
-"""Where a run happens: in the project as it stands, or in a variant that edits no tracked file."""
+"""A run with the settings of params.yaml happens in the project, any other in a variant workspace."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import yaml
 from prefect.logging import disable_run_logger
 
 from tasks.stages import repro
-from tasks.workspace import Workspace, inputs, open_workspace
+from tasks.workspace import Workspace, open_workspace, stage_inputs
 from tests.flows.project import make_project, stages_run
 from textcraftor.artifact import digest
 from textcraftor.errors import ConfigError, PromptError
@@ -23,7 +23,7 @@ def tracked(project: Path) -> dict[str, str]:
     return {name: digest(project / name) for name in ("params.yaml", "dvc.yaml", "toy.py")}
 
 
-def test_params_as_they_stand_run_in_the_project(project: Path) -> None:
+def test_unchanged_settings_run_in_the_project(project: Path) -> None:
     assert open_workspace.fn(project).folder == project
     assert open_workspace.fn(project, profile="tiny", mixes=["balanced", "aesthetic"]).folder == project
     assert not (project / "runs").exists()
@@ -40,19 +40,20 @@ def test_a_variant_is_a_workspace_of_its_own(project: Path) -> None:
     assert open_workspace.fn(project, mixes=["balanced"], overrides={"train": {"steps": 8}}) != variant
 
 
-def test_dvc_behaves_in_a_variant_and_shares_what_was_computed(project: Path) -> None:
+def test_a_variant_shares_the_dvc_cache_of_the_project(project: Path) -> None:
     variant = open_workspace.fn(project, overrides={"train": {"steps": 7}}).folder
     with disable_run_logger():
         assert repro.fn("curate", project) == "ran"
+        assert repro.fn("resolve", variant) == "ran"
         assert repro.fn("curate", variant) == "restored"
         assert repro.fn("validate", variant) == "ran"
         assert repro.fn("validate", project) == "restored"
-        assert repro.fn("curate", project) == "unchanged"  # the project's DVC does not trip over the one inside it
+        assert repro.fn("curate", project) == "unchanged"  # the variant inside the project does not disturb its DVC
     assert stages_run(project) == ["curate"]
-    assert inputs(variant) == ["data/tiny", "toy.py"]
+    assert stage_inputs(variant) == ["data/tiny", "toy.py"]
 
 
-def test_edited_prompts_are_other_parameters(project: Path) -> None:
+def test_edited_prompts_make_another_variant(project: Path) -> None:
     (project / "mine.txt").write_text("a red circle\n")
     first = open_workspace.fn(project, prompts="mine.txt")
     source = first.config.prompts.sources[0]
@@ -62,12 +63,14 @@ def test_edited_prompts_are_other_parameters(project: Path) -> None:
     assert open_workspace.fn(project, prompts="mine.txt") != first
 
 
-def test_the_unet_of_every_mix(project: Path) -> None:
+def test_tune_unet_selects_every_mix(project: Path) -> None:
     variant = open_workspace.fn(project, tune_unet=True)
     assert variant.config.unet_mixes == ("balanced", "aesthetic")
 
 
-def test_overrides_belong_to_their_profile(project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_another_profile_starts_without_the_overrides_of_params_yaml(
+    project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     profiles = tmp_path / "profiles"
     profiles.mkdir()
     tiny = (Path(__file__).parents[2] / "textcraftor/profiles/tiny.yaml").read_text()
@@ -89,7 +92,7 @@ def test_overrides_belong_to_their_profile(project: Path, monkeypatch: pytest.Mo
         ({"prompts": "toy.py"}, PromptError, "got .py"),
     ],
 )
-def test_a_fault_leaves_nothing_behind(
+def test_impossible_settings_write_nothing(
     project: Path, settings: dict[str, object], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -97,7 +100,7 @@ def test_a_fault_leaves_nothing_behind(
     assert not (project / "runs").exists()
 
 
-def test_metrics_come_from_the_report(tmp_path: Path) -> None:
+def test_metrics_are_read_from_the_report(tmp_path: Path) -> None:
     (tmp_path / "data/reports/a").mkdir(parents=True)
     (tmp_path / "data/reports/a/metrics.json").write_text(json.dumps({"n_prompts": 3}))
     assert Workspace(tmp_path).metrics("a") == {"n_prompts": 3}
