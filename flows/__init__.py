@@ -1,1 +1,1 @@
-"""The story of a run, readable aloud: `full` makes and judges candidates, `promote` hands one over."""
+"""Prefect flows: `full` makes, judges and promotes candidates; `promote` lets a person promote a version."""

@@ -1,4 +1,4 @@
-"""What a run can be told; this is the form in Prefect's UI."""
+"""Settings of a run; Prefect's UI shows them as a form."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,35 +12,35 @@ Profile = Annotated[str, Field(json_schema_extra={"enum": sorted(profile_files(P
 
 
 class RunSettings(BaseModel):
-    """Empty means: as params.yaml says. Anything else makes a variant under runs/, no tracked file is edited."""
+    """Empty fields are as in params.yaml. Other values run in a variant workspace under runs/; no tracked file is edited."""
 
     model_config = ConfigDict(extra="forbid")
 
     profile: Profile | None = Field(
-        None, title="Profile", description="Base model, rewards and sizes; empty: the one params.yaml names."
+        None, title="Profile", description="Base model, rewards and sizes. Empty: the profile that params.yaml names."
     )
     prompts: str | None = Field(
         None,
         title="Prompts",
-        description="Your prompts: a .txt (one a line), .csv, .tsv, .json, .jsonl or .parquet in the project.",
+        description="A file of prompts in the project: .txt (one a line), .csv, .tsv, .json, .jsonl or .parquet.",
     )
     mixes: list[str] | None = Field(
-        None, title="Reward mixes", description="The mixes to train side by side, of those the profile defines."
+        None, title="Reward mixes", description="Mixes of the profile to train. Empty: those that params.yaml names."
     )
     tune_unet: bool = Field(
         False,
         title="Tune the UNet too",
-        description="Adds a candidate MIX-unet for each mix, on its frozen tuned encoder.",
+        description="Adds a candidate MIX-unet for each mix: its UNet, tuned on the frozen tuned text encoder.",
     )
     promote: Literal["auto", "manual", "never"] = Field(
         "auto",
         title="Promotion",
-        description="auto: what passes the gate and is no worse than the champion takes its place. "
-        "manual: it becomes `challenger`, and the deployment promote/champion waits for a person. "
+        description="auto: a candidate that passes the gate and is no worse than the champion replaces it. "
+        "manual: it becomes `challenger` until a person runs the deployment promote/champion. "
         "never: nothing is registered.",
     )
     overrides: dict[str, Any] = Field(
         default_factory=dict,
         title="Overrides",
-        description='Single values over the profile, as in params.yaml: {"train": {"steps": 300}}.',
+        description='Single values that replace those of the profile, as in params.yaml: {"train": {"steps": 300}}.',
     )

@@ -1,8 +1,7 @@
-"""Great Expectations: is the curated data fit to train on and to judge by?
+"""Checks of the curated prompts with Great Expectations, before anything is trained or evaluated on them.
 
-Curation promises what these expectations check, on the files as they lie there: an edited, truncated
-or stale table stops the run before anything is trained. Rules of your own go into
-`data/expectations/*.json`, see the README there.
+They check on the files what curation guarantees, so that an edited, truncated or stale table stops the run. Rules of
+your own go into `data/expectations/*.json`, see the README there.
 """
 
 import json
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
-from tasks.validation_page import page
+from tasks.validation_page import render_page
 from textcraftor.artifact import digest, write_json, written_aside
 from textcraftor.config import Config, PromptsConfig
 from textcraftor.errors import PromptError
@@ -39,7 +38,7 @@ Tables = dict[str, pl.DataFrame]
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One expectation and what became of it. unexpected: rows that break it; examples: some of their values."""
+    """An expectation and its result. unexpected: number of rows that break it; examples: some of their values."""
 
     table: str
     meaning: str
@@ -52,11 +51,11 @@ class Check:
 
 
 def validate(config: Config, root: Path) -> None:
-    """Check both curated tables; write data/prompts/validation.json and validation.html, whatever the verdict.
+    """Check both curated tables and write data/prompts/validation.json and validation.html.
 
-    Raises PromptError, after writing, when an expectation does not hold or a table cannot be read.
+    Raises PromptError, after writing both, when an expectation does not hold or a table cannot be read.
     """
-    os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read when Great Expectations is imported, further down
+    os.environ["GX_ANALYTICS_ENABLED"] = "false"  # Great Expectations reads it when it is imported, below
     paths = {name: root / CURATED / f"{name}.parquet" for name in ("train", "heldout")}
     inputs = {name: digest(path) for name, path in paths.items() if path.is_file()}
     try:
@@ -67,9 +66,9 @@ def validate(config: Config, root: Path) -> None:
     broken = [check for check in checks if not check.holds]
     _write(root, success=not broken, problem=None, inputs=inputs, checks=checks)
     if broken:
-        told = "; ".join(_told(check) for check in broken[:3]) + ("; ..." if len(broken) > 3 else "")
+        described = "; ".join(_describe(check) for check in broken[:3]) + ("; ..." if len(broken) > 3 else "")
         raise PromptError(
-            f"The curated prompts break {len(broken)} of {len(checks)} expectations: {told}. "
+            f"The curated prompts break {len(broken)} of {len(checks)} expectations: {described}. "
             f"Read {VALIDATION_PAGE}, mend the sources or the prompts section, and curate again"
         )
 
@@ -77,14 +76,14 @@ def validate(config: Config, root: Path) -> None:
 def _all_checks(tables: Tables, config: PromptsConfig, root: Path) -> list[Check]:
     checks = _check(tables, {name: _structure(name, config) for name in tables})
     if not all(check.holds for check in checks):
-        return checks  # the rest reads columns that are not there
-    seen = _with_evidence(tables, config, root)
-    checks += _check(seen, {name: _content(name, seen, config) for name in tables})
-    return checks + _check(tables, {name: _own_rules(name, root) for name in tables})
+        return checks  # the other expectations need all columns
+    extended = _with_evidence(tables, config, root)
+    checks += _check(extended, {name: _content(name, extended, config) for name in tables})
+    return checks + _check(tables, {name: _project_rules(name, root) for name in tables})
 
 
 def _structure(name: str, config: PromptsConfig) -> list["Expectation"]:
-    """What must hold before the rows are looked at: columns, types, size."""
+    """Expectations of columns, types and size."""
     import great_expectations.expectations as gxe
 
     fewest, most = (1, config.max_train) if name == "train" else (FEWEST_HELDOUT, config.heldout)
@@ -103,7 +102,7 @@ def _structure(name: str, config: PromptsConfig) -> list["Expectation"]:
 
 
 def _content(name: str, tables: Tables, config: PromptsConfig) -> list["Expectation"]:
-    """What must hold of the rows. The columns beyond the schema are evidence, see `_with_evidence`."""
+    """Expectations of the rows. `_with_evidence` adds the columns that are not in the schema."""
     import great_expectations.expectations as gxe
 
     world = categories(config.world)
@@ -160,13 +159,13 @@ def _content(name: str, tables: Tables, config: PromptsConfig) -> list["Expectat
 
 
 def _with_evidence(tables: Tables, config: PromptsConfig, root: Path) -> Tables:
-    """The tables with what each row ought to say (`cleaned`, `own_*`) and the prompts that break a rule.
+    """The tables with the recomputed value of each column (`cleaned`, `own_*`), and with a column for each rule.
 
-    A rule's column holds the prompt where it is broken and null elsewhere, so that reports quote it.
+    A rule's column holds the prompts that break it and null elsewhere, so that reports quote them.
     """
     benchmarks = read_benchmarks(config, root)
     heldout = tables["heldout"]["prompt"]
-    seen = {}
+    extended = {}
     for name, table in tables.items():
         prompts = table["prompt"]
         rules = {
@@ -176,18 +175,18 @@ def _with_evidence(tables: Tables, config: PromptsConfig, root: Path) -> Tables:
         if name == "train":
             rules["like_heldout"] = alike(prompts, heldout, config.near_duplicate)
             rules["like_benchmark"] = alike(prompts, benchmarks, config.near_duplicate)
-        seen[name] = table.with_columns(
+        extended[name] = table.with_columns(
             pl.Series("cleaned", map(clean, prompts), dtype=pl.String),
             pl.Series("own_id", map(prompt_id, prompts), dtype=pl.String),
             pl.Series("own_seed", [noise_seed(one, 0) for one in table["prompt_id"]], dtype=pl.Int64),
             pl.Series("own_words", [len(prompt.split()) for prompt in prompts], dtype=pl.Int64),
-            *(pl.when(where).then(pl.col("prompt")).alias(rule) for rule, where in rules.items()),
+            *(pl.when(breaks).then(pl.col("prompt")).alias(rule) for rule, breaks in rules.items()),
         )
-    return seen
+    return extended
 
 
-def _own_rules(name: str, root: Path) -> list["Expectation"]:
-    """The project's own expectations, from data/expectations/*.json. Raises PromptError for one GX does not know."""
+def _project_rules(name: str, root: Path) -> list["Expectation"]:
+    """Expectations of data/expectations/*.json. Raises PromptError for one that Great Expectations does not know."""
     from great_expectations.exceptions import ExpectationNotFoundError
     from great_expectations.expectations.registry import get_expectation_impl
 
@@ -199,8 +198,8 @@ def _own_rules(name: str, root: Path) -> list["Expectation"]:
                 raise TypeError(f"got {type(rules).__name__}")
             for rule in rules:
                 if name in rule.get("tables", ["train", "heldout"]):
-                    make = get_expectation_impl(rule["type"])
-                    expected.append(make(**rule["kwargs"], meta=_means(rule["meaning"])))
+                    expectation = get_expectation_impl(rule["type"])
+                    expected.append(expectation(**rule["kwargs"], meta=_means(rule["meaning"])))
         except (ValueError, TypeError, KeyError, AttributeError, ExpectationNotFoundError) as error:
             what = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise PromptError(
@@ -215,66 +214,67 @@ def _means(meaning: str) -> dict[str, str]:
 
 
 def _check(tables: Tables, expectations: dict[str, list["Expectation"]]) -> list[Check]:
-    """Run Great Expectations over each table. The same tables give the same checks, in the order asked."""
+    """Check each table with Great Expectations; the results are in the order of the expectations."""
     import great_expectations as gx
+    from great_expectations.data_context.types.base import ProgressBarsConfig
 
     context = gx.get_context(mode="ephemeral")
-    context.variables.progress_bars = {"globally": False}  # type: ignore[assignment]  # a mapping works, too
+    context.variables.progress_bars = ProgressBarsConfig(globally=False)
     source = context.data_sources.add_pandas("curated")
     checks = []
     for name, table in tables.items():
         if not expectations[name]:
             continue
-        whole = source.add_dataframe_asset(name).add_batch_definition_whole_dataframe("whole")
-        batch = whole.get_batch({"dataframe": _to_pandas(table)})
+        definition = source.add_dataframe_asset(name).add_batch_definition_whole_dataframe("whole")
+        batch = definition.get_batch({"dataframe": _to_pandas(table)})
         suite = gx.ExpectationSuite(name=name, expectations=expectations[name])
         form = {"result_format": "SUMMARY", "partial_unexpected_count": EXAMPLES}
         results = [result.to_json_dict() for result in batch.validate(suite, result_format=form).results]
-        asked = [one.meta["meaning"] for one in expectations[name] if one.meta]
-        # Great Expectations answers in an order of its own.
-        checks += sorted((_as_check(name, result) for result in results), key=lambda check: asked.index(check.meaning))
+        order = [each.meta["meaning"] for each in expectations[name] if each.meta]
+        # Great Expectations returns them in another order.
+        checks += sorted((_as_check(name, result) for result in results), key=lambda check: order.index(check.meaning))
     return checks
 
 
 def _to_pandas(table: pl.DataFrame) -> "pd.DataFrame":
-    """Text as Python strings: only then does Great Expectations look at the type of each value."""
+    """The table with text as Python strings, because otherwise Great Expectations does not check the type of each value."""
     text = [name for name, kind in table.schema.items() if kind == pl.String]
     return table.to_pandas().astype(dict.fromkeys(text, object))
 
 
 def _as_check(table: str, result: dict[str, Any]) -> Check:
-    asked, found = result["expectation_config"], result["result"]
-    kwargs = asked["kwargs"]
-    examples = [_quoted(value) for value in found.get("partial_unexpected_list", [])[:EXAMPLES]]
+    expectation, found = result["expectation_config"], result["result"]
+    kwargs = expectation["kwargs"]
+    examples = [_format_value(value) for value in found.get("partial_unexpected_list", [])[:EXAMPLES]]
     observed = found.get("observed_value")
     return Check(
         table=table,
-        meaning=asked["meta"]["meaning"],
-        expectation=asked["type"],
+        meaning=expectation["meta"]["meaning"],
+        expectation=expectation["type"],
         column=kwargs.get("column") or " = ".join(kwargs[key] for key in ("column_A", "column_B") if key in kwargs) or None,
         holds=result["success"],
-        observed=_raised(result["exception_info"]) or (None if observed is None else str(observed)),
+        observed=_exception_message(result["exception_info"]) or (None if observed is None else str(observed)),
         unexpected=found.get("unexpected_count", 0),
         examples=tuple(dict.fromkeys(examples)),
     )
 
 
-def _quoted(value: Any) -> str:
-    """An unexpected value, or a pair: what is there, then what should be."""
+def _format_value(value: Any) -> str:
+    """An unexpected value; of a pair, the value found and the value expected."""
     return " instead of ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _raised(info: dict[str, Any]) -> str | None:
-    """What stopped an expectation from being evaluated, if anything did: one entry, or one for each metric."""
+def _exception_message(info: dict[str, Any]) -> str | None:
+    """The exception that an expectation raised, None without one. info: one entry, or one for each metric."""
     entries = [info] if "raised_exception" in info else list(info.values())
     messages = [str(entry["exception_message"]) for entry in entries if entry["raised_exception"]]
     return "could not be evaluated: " + messages[0] if messages else None
 
 
-def _told(check: Check) -> str:
-    what = f" ({check.unexpected} rows, such as {check.examples[0][:80]!r})" if check.examples else ""
-    seen = f" (it is {check.observed})" if check.observed and not what else ""
-    return f"{check.table}: {check.meaning}{what}{seen}"
+def _describe(check: Check) -> str:
+    rows = f" ({check.unexpected} rows, such as {check.examples[0][:80]!r})" if check.examples else ""
+    observed = f" (it is {check.observed})" if check.observed and not rows else ""
+    return f"{check.table}: {check.meaning}{rows}{observed}"
 
 
 def _write(root: Path, success: bool, problem: str | None, inputs: dict[str, str], checks: Sequence[Check]) -> None:
@@ -288,4 +288,4 @@ def _write(root: Path, success: bool, problem: str | None, inputs: dict[str, str
     }
     write_json(root / VALIDATION, record)
     with written_aside(root / VALIDATION_PAGE) as aside:
-        aside.write_text(page(record), encoding="utf-8")
+        aside.write_text(render_page(record), encoding="utf-8")

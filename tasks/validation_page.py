@@ -1,4 +1,4 @@
-"""The validation record as a page that a person reads: one file, nothing fetched from anywhere."""
+"""The validation record as an HTML page: one file that loads nothing else."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -6,8 +6,8 @@ from typing import Any, Final
 import jinja2
 
 
-def page(record: Mapping[str, Any]) -> str:
-    """HTML for a record of `tasks.expectations.validate`; broken expectations come first."""
+def render_page(record: Mapping[str, Any]) -> str:
+    """HTML of a record written by `tasks.expectations.validate`; broken expectations come first."""
     return _PAGE.render(record)
 
 

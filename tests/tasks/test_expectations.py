@@ -34,9 +34,9 @@ def config(**prompts: Any) -> Config:
 
 
 @pytest.fixture(scope="module")
-def fit(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace with curated prompts that are fit."""
-    root = tmp_path_factory.mktemp("fit")
+def valid_workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace whose curated prompts meet every expectation."""
+    root = tmp_path_factory.mktemp("valid")
     (root / "p.txt").write_text("\n".join([*PROMPTS, LONG]))
     (root / "bench.txt").write_text("some benchmark prompt\n")
     curate(config().prompts, root, root / CURATED)
@@ -44,9 +44,9 @@ def fit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def root(fit: Path, tmp_path: Path) -> Path:
-    """A copy of it to spoil."""
-    return shutil.copytree(fit, tmp_path / "workspace")
+def root(valid_workspace: Path, tmp_path: Path) -> Path:
+    """A copy of the valid workspace that a test may change."""
+    return shutil.copytree(valid_workspace, tmp_path / "workspace")
 
 
 def edit(root: Path, table: str, change: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
@@ -55,7 +55,7 @@ def edit(root: Path, table: str, change: Callable[[pl.DataFrame], pl.DataFrame])
 
 
 def row(prompt: str, source: str = "p.txt", category: str = "other", **wrong: Any) -> pl.DataFrame:
-    """One table row for a prompt, right but for the columns given."""
+    """A table with one correct row for a prompt, except for the columns given."""
     name = prompt_id(prompt)
     right = {"prompt": prompt, "prompt_id": name, "seed": noise_seed(name, 0), "source": source, "category": category}
     return pl.DataFrame([{**right, "words": len(prompt.split()), **wrong}])
@@ -67,7 +67,7 @@ def record(root: Path) -> dict[str, Any]:
 
 
 def broken(root: Path) -> dict[str, list[str]]:
-    """Validate: each expectation that does not hold, with the values that break it."""
+    """Run validation; each expectation that does not hold, with the values that break it."""
     with pytest.raises(PromptError, match=r"The curated prompts break \d+ of \d+ expectations: .*validation.html"):
         validate(config(), root)
     assert record(root)["success"] is False
@@ -75,7 +75,7 @@ def broken(root: Path) -> dict[str, list[str]]:
     return {f"{check['table']}: {check['meaning']}": sorted(check["examples"]) for check in faults}
 
 
-def test_fit_tables_pass_and_the_record_is_the_same_each_time(root: Path) -> None:
+def test_valid_tables_pass_and_give_the_same_record_each_time(root: Path) -> None:
     validate(config(), root)
     files = [root / "data/prompts/validation.json", root / "data/prompts/validation.html"]
     once = [file.read_bytes() for file in files]
@@ -90,7 +90,7 @@ def test_fit_tables_pass_and_the_record_is_the_same_each_time(root: Path) -> Non
     assert os.environ["GX_ANALYTICS_ENABLED"] == "false"
 
 
-def test_the_embedded_default_passes_with_the_projects_own_rules(tmp_path: Path) -> None:
+def test_the_tiny_profile_passes_with_the_rules_of_the_project(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data/expectations").symlink_to(REPOSITORY / "data/expectations")
     tiny = load(REPOSITORY / "params.yaml")
@@ -99,7 +99,7 @@ def test_the_embedded_default_passes_with_the_projects_own_rules(tmp_path: Path)
     assert any("77 tokens" in check["meaning"] for check in record(tmp_path)["checks"])
 
 
-def test_each_planted_row_breaks_just_the_expectations_it_should(root: Path) -> None:
+def test_each_wrong_row_breaks_exactly_the_expected_expectations(root: Path) -> None:
     short, blocked, bell = row("ab"), row("a nude statue"), row("a bell\x07 rings")
     benchmark, like_benchmark = row("some benchmark prompt"), row("some, benchmark prompt!")
     category, source = row("of no category", category="fish"), row("of no source", source="else.txt")
@@ -140,7 +140,7 @@ def test_each_planted_row_breaks_just_the_expectations_it_should(root: Path) -> 
     assert leaked["prompt"].item() in page
 
 
-def test_repeated_rows_are_told_with_examples(root: Path) -> None:
+def test_repeated_rows_are_reported_with_examples(root: Path) -> None:
     edit(root, "train", lambda train: pl.concat([train, train.head(1)]))
     twice = pl.read_parquet(root / CURATED / "train.parquet").head(1)
     assert broken(root) == {
@@ -150,7 +150,7 @@ def test_repeated_rows_are_told_with_examples(root: Path) -> None:
     }
 
 
-def test_tables_of_the_wrong_structure(root: Path) -> None:
+def test_tables_with_wrong_columns_or_types_fail(root: Path) -> None:
     edit(root, "train", lambda table: table.drop("source").with_columns(pl.col("seed").cast(pl.String), prompt=pl.lit(3)))
     edit(root, "heldout", lambda table: table.head(1).with_columns(prompt=pl.lit(None, pl.String)))
     assert broken(root).keys() >= {
@@ -162,7 +162,7 @@ def test_tables_of_the_wrong_structure(root: Path) -> None:
     }
 
 
-def test_an_unreadable_table_leaves_a_record_that_says_so(root: Path) -> None:
+def test_an_unreadable_table_is_recorded_as_the_problem(root: Path) -> None:
     validate(config(), root)
     (root / CURATED / "heldout.parquet").write_text("not parquet")
     with pytest.raises(PromptError, match="not a readable parquet"):
@@ -172,7 +172,7 @@ def test_an_unreadable_table_leaves_a_record_that_says_so(root: Path) -> None:
     assert "not fit" in (root / "data/prompts/validation.html").read_text()
 
 
-def test_what_the_report_quotes_cannot_run_in_it(root: Path) -> None:
+def test_the_report_escapes_the_prompts_that_it_quotes(root: Path) -> None:
     edit(root, "train", lambda train: pl.concat([train, row("<script>alert(1)</script>", category="fish")]))
     broken(root)
     page = (root / "data/prompts/validation.html").read_text()
@@ -180,7 +180,7 @@ def test_what_the_report_quotes_cannot_run_in_it(root: Path) -> None:
     assert "http" not in page  # self-contained
 
 
-def test_own_rules_are_checked(root: Path) -> None:
+def test_rules_of_the_project_are_checked(root: Path) -> None:
     rules = root / "data/expectations/mine.json"
     rules.parent.mkdir()
     rule = {
@@ -197,7 +197,7 @@ def test_own_rules_are_checked(root: Path) -> None:
     "text",
     ["[", "{}", '[{"type": "expect_nothing", "kwargs": {}, "meaning": "m"}]', '[{"type": "expect_column_to_exist"}]'],
 )
-def test_rules_that_great_expectations_does_not_know(root: Path, text: str) -> None:
+def test_rules_unknown_to_great_expectations_are_refused(root: Path, text: str) -> None:
     rules = root / "data/expectations/mine.json"
     rules.parent.mkdir()
     rules.write_text(text)
