@@ -27,6 +27,7 @@ from textcraftor import config as configuration
 from textcraftor.artifact import digest
 from textcraftor.cache.prepare import prepare
 from textcraftor.config import Config
+from textcraftor.layout import TRAINING_STATE
 from textcraftor.prompts import curate
 from textcraftor.training.stages import train_text_encoder
 
@@ -85,7 +86,7 @@ def survive(config: Config, mix: str, root: Path, kills: int, seed: int = 0) -> 
             print("it ended before the kill; once more from the start", file=sys.stderr, flush=True)
             shutil.rmtree(out, ignore_errors=True)
     killed(*run, moment=lambda: False)
-    left = [str(path) for folder in (root / ".textcraftor/training", out.parent, out) for path in folder.glob(".*")]
+    left = [*map(str, (root / TRAINING_STATE).rglob("*")), *(str(p) for folder in (out.parent, out) for p in folder.glob(".*"))]
     return {"unbroken": unbroken, "broken": digest(out), "same": digest(out) == unbroken, "kills": struck, "left_behind": left}
 
 
@@ -99,7 +100,7 @@ class Moment:
     def __call__(self) -> bool:
         if time.monotonic() < self.deadline:
             return False
-        return self.root is None or any((self.root / ".textcraftor/training").glob("*/.checkpoint.safetensors.*"))
+        return self.root is None or any((self.root / TRAINING_STATE).glob("*/*/.checkpoint.safetensors.*"))
 
 
 def main() -> None:

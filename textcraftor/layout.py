@@ -59,6 +59,11 @@ def unet_folder(mix: str) -> Path:
     return UNETS / mix
 
 
+def training_state(stage: str, mix: str) -> Path:
+    """Checkpoints of the unfinished runs of a stage (`train`, `train-unet`) on a mix, a folder for each run."""
+    return TRAINING_STATE / f"{stage}@{mix}"
+
+
 def scores_file(candidate: str) -> Path:
     """Scores of each image of a candidate, with their proof."""
     return SCORES / f"{candidate}.parquet"

@@ -13,7 +13,7 @@ from diffusers import UNet2DConditionModel
 from tests.conftest import Redness
 from tests.processes import in_processes
 from tests.training.test_stages import CPU
-from tests.training.test_trainer import SETTINGS, interrupted, new_trainer, watched
+from tests.training.test_trainer import FACTS, SETTINGS, interrupted, new_trainer, watched
 from textcraftor.config import BaseConfig, TuneConfig
 from textcraftor.distributed import data_parallel, fsdp
 from textcraftor.errors import Preempted, RankFailure, TrainingError
@@ -98,7 +98,7 @@ def test_each_process_holds_half(family_folders: dict[str, Path], tmp_path: Path
 
         parameters = list(trainer.module.parameters())
         frozen = list(trainer.objective.base.pipe.unet.parameters())
-        trainer.fit(tmp_path, "key", watched(trainer))
+        trainer.fit(tmp_path, FACTS, watched(trainer))
         gradients = [p.grad for p in parameters if p.grad is not None]
         for tensors in (parameters, frozen, gradients, list(trainer.module.parameters())):
             assert all(fsdp.is_sharded(t) for t in tensors)
@@ -136,9 +136,9 @@ def test_a_run_ends_where_one_process_does_and_either_resumes_the_other(
         trainer = new(folder, module, batch_size=batch_size, shard=shard, **settings)
         if dies:
             with pytest.raises(Killed):
-                interrupted(trainer, dies_in_step_four).fit(tmp_path / where, "key", watched(trainer))
+                interrupted(trainer, dies_in_step_four).fit(tmp_path / where, FACTS, watched(trainer))
         else:
-            trainer.fit(tmp_path / where, "key", watched(trainer))
+            trainer.fit(tmp_path / where, FACTS, watched(trainer))
         return fsdp.gather_on_rank0(trainer.module.state_dict())
 
     start = new(folder, module).module.state_dict()
@@ -170,7 +170,7 @@ def test_what_is_not_finite_in_one_process_stops_both_and_is_named_by_both(
             reward.scale.fill_(float("inf"))
         trainer = new(family_folders["sd1"], "unet", reward, shard=True)
         with pytest.raises(TrainingError, match="reward redness is not finite"):
-            trainer.fit(tmp_path, "key", watched(trainer))
+            trainer.fit(tmp_path, FACTS, watched(trainer))
 
     in_processes(2, work)
     assert (tmp_path / "checkpoint.safetensors").is_file()
@@ -184,7 +184,7 @@ def test_sigterm_to_one_process_stops_both_with_a_checkpoint(family_folders: dic
 
         trainer = interrupted(new(family_folders["sd1"], "unet", batch_size=2, accumulation=2, shard=True), asked)
         with pytest.raises(Preempted, match="after step 2"):
-            trainer.fit(tmp_path, "key", watched(trainer))
+            trainer.fit(tmp_path, FACTS, watched(trainer))
 
     in_processes(2, work)
     assert (tmp_path / "checkpoint.safetensors").is_file()
@@ -202,7 +202,7 @@ def test_out_of_memory_ends_the_run_instead_of_leaving_the_others_waiting(
 
         trainer.objective = Small(**vars(trainer.objective))
         with pytest.raises(RankFailure, match=r"no memory for a micro batch of 4\. Lower train\.batch_size"):
-            trainer.fit(tmp_path, "key", watched(trainer))
+            trainer.fit(tmp_path, FACTS, watched(trainer))
 
     in_processes(2, work)
 
@@ -239,7 +239,7 @@ def test_one_process_says_that_there_is_nothing_to_split(
     family_folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trainer = new(family_folders["sd1"], "text_encoder", shard=True, steps=1)
-    trainer.fit(tmp_path, "key", watched(trainer))
+    trainer.fit(tmp_path, FACTS, watched(trainer))
     assert "shard: one process: nothing to split" in capsys.readouterr().err
 
 

@@ -77,7 +77,7 @@ def test_a_split_unet_is_written_whole_under_its_own_name(run: Config, tmp_path:
     assert json.loads((out / "unet/config.json").read_text())["_class_name"] == "UNet2DConditionModel"
     written = UNet2DConditionModel.from_pretrained(out / "unet").state_dict()
     assert near(written, expected, load_base(alone.base, CPU).pipe.unet.state_dict())
-    assert not list(tmp_path.glob(".textcraftor/training/*/checkpoint.safetensors"))
+    assert not list(tmp_path.glob(".textcraftor/training/*/*/checkpoint.safetensors"))
 
 
 def test_two_processes_evaluate_to_the_same_bytes(run: Config, tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_updates_below_bfloat16s_resolution_are_kept(family_folders: dict[str, P
     tuned = TunedModel(**{"text_encoder": base.trainable("text_encoder").requires_grad_(False), module: trained})
     before = {key: value.clone() for key, value in trained.state_dict().items()}
     trainer = trainer_of(base, tuned, trained)
-    trainer.fit(tmp_path / "state", "key", (PROMPTS, trainer.train_set.latents))
+    trainer.fit(tmp_path / "state", {"run": "test"}, (PROMPTS, trainer.train_set.latents))
     moved = unmoved = 0
     for key, parameter in trained.named_parameters():
         assert parameter.dtype == torch.float32 and (parameter.grad is None or parameter.grad.dtype == torch.float32)

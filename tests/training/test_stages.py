@@ -24,7 +24,7 @@ from textcraftor.generate import draw
 from textcraftor.models.base import load_base
 from textcraftor.prompts import curate
 from textcraftor.training.inline import InlinePrefixes
-from textcraftor.training.stages import _data, train_text_encoder, train_unet
+from textcraftor.training.stages import _load_data, train_text_encoder, train_unet
 
 CPU = torch.device("cpu")
 
@@ -254,7 +254,7 @@ def test_training_inline_takes_the_same_steps_and_stores_nothing(run: Config, tm
 def test_inline_reads_prompts_in_the_precision_that_prepare_reads_them_in(run: Config, tmp_path: Path) -> None:
     lower = changed(run, {"prepare": {"mode": "inline"}, "train": {"reward_dtype": "bfloat16"}})
     sampler = Sampler(load_base(run.base, CPU), run.chain, run.train.switch_at)
-    train_set, rewards = _data(lower, lower.train, ["redness"], tmp_path, sampler)
+    train_set, rewards = _load_data(lower, lower.train, ["redness"], tmp_path, sampler)
     reader = train_set.text_features["redness"].reward
     assert (rewards["redness"].dtype, reader.dtype) == (torch.bfloat16, torch.float32)
 

@@ -14,16 +14,19 @@ from textcraftor.config import TuneConfig
 from textcraftor.errors import Preempted, TrainingError
 from textcraftor.models.base import Base, TunedModel
 from textcraftor.rewards import RewardMix
+from textcraftor.training import trainer as module_under_test
 from textcraftor.training.checkpoint import Progress
 from textcraftor.training.data import Batch, TrainSet
 from textcraftor.training.objective import Objective
+from textcraftor.training.optimizer import adamw, rate_factor
 from textcraftor.training.preemption import StopRequest
-from textcraftor.training.trainer import Trainer, rate_factor
+from textcraftor.training.trainer import Trainer
 
 PROMPTS = [f"a small {colour} circle" for colour in ("red", "green", "blue", "yellow", "purple", "cyan", "golden", "azure")]
 SETTINGS = TuneConfig(grad_steps=1, steps=4, batch_size=4, learning_rate=1e-3, checkpoint_every=2, grid_every=100)
 
 
+FACTS = {"run": "test"}
 TOLERANCE = 1e-12  # relative, of gradients in float64. In float32 it would be of rounding, which is the processor's
 
 
@@ -72,7 +75,7 @@ def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
 def test_training_raises_the_reward(base: Base, tmp_path: Path) -> None:
     settings = {"steps": 12, "batch_size": 8, "learning_rate": 1e-2, "grad_steps": 5}
     trainer = new_trainer(base, SETTINGS.model_copy(update=settings), switch_at=0.0)
-    history = trainer.fit(tmp_path, "key", watched(trainer))
+    history = trainer.fit(tmp_path, FACTS, watched(trainer)).history
     assert [record["step"] for record in history] == list(range(1, 13))
     assert history[-1]["redness"] > history[0]["redness"] + 1e-4
     assert history[-1]["loss"] == pytest.approx(-10 * history[-1]["redness"], rel=1e-5)
@@ -80,7 +83,7 @@ def test_training_raises_the_reward(base: Base, tmp_path: Path) -> None:
 
 def test_a_resumed_run_ends_in_the_same_bytes(base: Base, tmp_path: Path) -> None:
     unbroken = new_trainer(base)
-    expected = unbroken.fit(tmp_path / "unbroken", "key", watched(unbroken))
+    expected = unbroken.fit(tmp_path / "unbroken", FACTS, watched(unbroken)).history
 
     class Killed(Exception):
         pass
@@ -91,20 +94,22 @@ def test_a_resumed_run_ends_in_the_same_bytes(base: Base, tmp_path: Path) -> Non
 
     broken = interrupted(new_trainer(base), dies_in_step_four)
     with pytest.raises(Killed):
-        broken.fit(tmp_path / "broken", "key", watched(broken))
+        broken.fit(tmp_path / "broken", FACTS, watched(broken))
     resumed = new_trainer(base)
-    history = resumed.fit(tmp_path / "broken", "key", watched(resumed))
+    history = resumed.fit(tmp_path / "broken", FACTS, watched(resumed)).history
     assert history == expected
     for name, value in weights(unbroken).items():
         assert torch.equal(value, weights(resumed)[name]), name
 
 
-def test_a_checkpoint_of_another_run_is_not_resumed(base: Base, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_run_is_neither_resumed_nor_overwritten(base: Base, tmp_path: Path) -> None:
     first = new_trainer(base)
-    first.fit(tmp_path, "one run", watched(first))
+    first.fit(tmp_path, {"rate": 1}, watched(first))
+    before = (tmp_path / "checkpoint.safetensors").read_bytes()
     other = new_trainer(base)
-    fresh = new_trainer(base)
-    assert other.fit(tmp_path, "another run", watched(other)) == fresh.fit(tmp_path / "x", "fresh", watched(fresh))
+    with pytest.raises(TrainingError, match=r"step 4 of another run \(rate: 1 -> 2\)"):
+        other.fit(tmp_path, {"rate": 2}, watched(other))
+    assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
 
 
 @pytest.mark.parametrize("reward", [Redness, Rivalry])
@@ -141,7 +146,7 @@ def test_a_reward_that_is_not_finite_stops_before_the_optimiser_and_is_named(bas
     trainer = new_trainer(base, reward=broken)
     before = weights(trainer)
     with pytest.raises(TrainingError, match="redness is not finite"):
-        trainer.fit(tmp_path, "key", watched(trainer))
+        trainer.fit(tmp_path, FACTS, watched(trainer))
     assert all(torch.equal(before[name], value) for name, value in weights(trainer).items())
 
 
@@ -151,7 +156,7 @@ def test_the_unet_is_tuned_on_the_frozen_encoder(base: Base, tmp_path: Path) -> 
     unet = copy.deepcopy(base.pipe.unet).requires_grad_(True)
     trainer.tuned, trainer.module = TunedModel(encoder, unet), unet
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    trainer.fit(tmp_path, "key", watched(trainer))
+    trainer.fit(tmp_path, FACTS, watched(trainer))
     assert all(torch.equal(before[name], value) for name, value in encoder.state_dict().items())
     moved = [not torch.equal(ours, frozen) for ours, frozen in zip(unet.parameters(), base.pipe.unet.parameters(), strict=True)]
     assert any(moved)
@@ -163,14 +168,14 @@ def test_warmup_starts_slow(base: Base, tmp_path: Path) -> None:
     moves = []
     for number, trainer in enumerate((warm, cold)):
         before = weights(trainer)
-        trainer.fit(tmp_path / str(number), "key", watched(trainer))
+        trainer.fit(tmp_path / str(number), FACTS, watched(trainer))
         moves.append(sum((before[name] - value).abs().sum().item() for name, value in weights(trainer).items()))
     assert moves[0] == pytest.approx(moves[1] / 100, rel=0.05)
 
 
 def test_sample_grids_are_drawn_while_training(base: Base, tmp_path: Path) -> None:
     trainer = new_trainer(base, SETTINGS.model_copy(update={"grid_every": 2}))
-    trainer.fit(tmp_path, "key", watched(trainer))
+    trainer.fit(tmp_path, FACTS, watched(trainer))
     assert sorted(path.name for path in (tmp_path / "grids").iterdir()) == [
         "step_000000.png",
         "step_000002.png",
@@ -181,7 +186,7 @@ def test_sample_grids_are_drawn_while_training(base: Base, tmp_path: Path) -> No
 def test_sigterm_writes_a_checkpoint_between_micro_batches_and_the_run_resumes(base: Base, tmp_path: Path) -> None:
     settings = SETTINGS.model_copy(update={"batch_size": 2, "accumulation": 2, "checkpoint_every": 100})
     unbroken = new_trainer(base, settings)
-    expected = unbroken.fit(tmp_path / "unbroken", "key", watched(unbroken))
+    expected = unbroken.fit(tmp_path / "unbroken", FACTS, watched(unbroken)).history
 
     def asked_in_step_three(step: int) -> None:
         if step == 2:
@@ -190,10 +195,10 @@ def test_sigterm_writes_a_checkpoint_between_micro_batches_and_the_run_resumes(b
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Preempted, match="stopped after step 2; the checkpoint is written") as stop:
         preempted = interrupted(new_trainer(base, settings), asked_in_step_three)
-        preempted.fit(tmp_path / "broken", "key", watched(preempted))
+        preempted.fit(tmp_path / "broken", FACTS, watched(preempted))
     assert stop.value.exit_status == 75 and signal.getsignal(signal.SIGTERM) is before
     resumed = new_trainer(base, settings)
-    assert resumed.fit(tmp_path / "broken", "key", watched(resumed)) == expected
+    assert resumed.fit(tmp_path / "broken", FACTS, watched(resumed)).history == expected
     assert all(torch.equal(value, weights(resumed)[name]) for name, value in weights(unbroken).items())
 
 
@@ -214,9 +219,9 @@ def test_out_of_memory_halves_the_micro_batch_once_and_says_so(
     base: Base, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     roomy = new_trainer(base, SETTINGS.model_copy(update={"batch_size": 2, "accumulation": 2}))
-    expected = roomy.fit(tmp_path / "roomy", "key", watched(roomy))
+    expected = roomy.fit(tmp_path / "roomy", FACTS, watched(roomy)).history
     small = out_of_memory_above(2, new_trainer(base))
-    history = small.fit(tmp_path / "small", "key", watched(small))
+    history = small.fit(tmp_path / "small", FACTS, watched(small)).history
     assert "micro batches of 2 instead of 4, 2 instead of 1 a step" in " ".join(capsys.readouterr().err.split())
     assert history == expected
     assert all(torch.equal(value, weights(small)[name]) for name, value in weights(roomy).items())
@@ -225,15 +230,15 @@ def test_out_of_memory_halves_the_micro_batch_once_and_says_so(
 def test_out_of_memory_twice_says_what_to_change(base: Base, tmp_path: Path) -> None:
     tiny = out_of_memory_above(1, new_trainer(base))
     with pytest.raises(TrainingError, match=r"no memory for a micro batch of 2\. Lower train\.batch_size"):
-        tiny.fit(tmp_path, "key", watched(tiny))
+        tiny.fit(tmp_path, FACTS, watched(tiny))
 
 
 def test_the_split_outlives_a_restart(base: Base, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = out_of_memory_above(2, new_trainer(base))
-    first.fit(tmp_path, "key", watched(first))
+    first.fit(tmp_path, FACTS, watched(first))
     capsys.readouterr()
     again = out_of_memory_above(2, new_trainer(base))
-    again.fit(tmp_path, "key", watched(again))
+    again.fit(tmp_path, FACTS, watched(again))
     assert "4 steps of 2 x 2 = 4 samples" in " ".join(capsys.readouterr().err.split())
 
 
@@ -243,7 +248,7 @@ def test_a_gradient_that_is_not_finite_names_its_reward_and_keeps_the_last_good_
     trainer = new_trainer(base, SETTINGS.model_copy(update={"checkpoint_every": 100}), steep)
     before = weights(trainer)
     with pytest.raises(TrainingError, match="gradient of reward redness is not finite"):
-        trainer.fit(tmp_path, "key", watched(trainer))
+        trainer.fit(tmp_path, FACTS, watched(trainer))
     assert all(torch.equal(before[name], value) for name, value in weights(trainer).items())
     assert (tmp_path / "checkpoint.safetensors").is_file()
 
@@ -252,9 +257,9 @@ def test_the_moving_average_is_what_is_kept_and_resumes(base: Base, tmp_path: Pa
     settings = SETTINGS.model_copy(update={"ema_decay": 0.5})
     seen: list[dict[str, torch.Tensor]] = []
     trainer = interrupted(new_trainer(base, settings), lambda step: seen.append(weights(trainer)))
-    trainer.fit(tmp_path / "whole", "key", watched(trainer))
+    trainer.fit(tmp_path / "whole", FACTS, watched(trainer))
     plain = new_trainer(base)
-    plain.fit(tmp_path / "plain", "key", watched(plain))
+    plain.fit(tmp_path / "plain", FACTS, watched(plain))
     seen.append(weights(plain))
     average = seen[0]
     for step, state in enumerate(seen[1:], start=1):
@@ -269,9 +274,9 @@ def test_the_moving_average_is_what_is_kept_and_resumes(base: Base, tmp_path: Pa
 
     with pytest.raises(Preempted):
         broken = interrupted(new_trainer(base, settings), asked_in_step_three)
-        broken.fit(tmp_path / "broken", "key", watched(broken))
+        broken.fit(tmp_path / "broken", FACTS, watched(broken))
     resumed = new_trainer(base, settings)
-    resumed.fit(tmp_path / "broken", "key", watched(resumed))
+    resumed.fit(tmp_path / "broken", FACTS, watched(resumed))
     assert all(torch.equal(value, weights(resumed)[name]) for name, value in weights(trainer).items())
 
 
@@ -294,5 +299,33 @@ def test_minutes_bring_a_checkpoint_before_its_step(base: Base, tmp_path: Path) 
     trainer = interrupted(
         new_trainer(base, settings), lambda step: found.append((tmp_path / "checkpoint.safetensors").exists())
     )
-    trainer.fit(tmp_path, "key", watched(trainer))
+    trainer.fit(tmp_path, FACTS, watched(trainer))
     assert found == [False, True, True, True]
+
+
+def test_the_moments_exist_before_the_first_backward_pass(base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a lack of memory shows where half the micro batch can make up for it."""
+    made: list[torch.optim.AdamW] = []
+    found: list[int] = []
+    monkeypatch.setattr(module_under_test, "adamw", lambda *arguments: made.append(adamw(*arguments)) or made[-1])
+    trainer = interrupted(new_trainer(base), lambda step: found.append(len(made[0].state)))
+    trainer.fit(tmp_path, FACTS, watched(trainer))
+    assert found[0] == len(list(trainer.module.parameters()))
+
+
+def test_no_memory_in_the_first_update_is_a_clear_line_and_loses_nothing(
+    base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unbroken = new_trainer(base)
+    expected = unbroken.fit(tmp_path / "unbroken", FACTS, watched(unbroken)).history
+
+    def no_memory(self: torch.optim.AdamW) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", no_memory)
+        broken = new_trainer(base)
+        with pytest.raises(TrainingError, match=r"Step 0: no memory for the optimiser's update.*starts at step 0"):
+            broken.fit(tmp_path / "broken", FACTS, watched(broken))
+    resumed = new_trainer(base)
+    assert resumed.fit(tmp_path / "broken", FACTS, watched(resumed)).history == expected

@@ -17,8 +17,8 @@ from textcraftor.rewards import RewardMix, load_rewards
 from textcraftor.training.acceleration import accelerate
 from textcraftor.training.data import Batch
 from textcraftor.training.objective import Objective
+from textcraftor.training.optimizer import adamw
 from textcraftor.training.stages import encoder_parts, in_one_module
-from textcraftor.training.trainer import adamw
 
 
 def dry_run(config: Config, mix: str, root: Path, device: torch.device) -> bool:

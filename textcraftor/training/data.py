@@ -1,4 +1,4 @@
-"""The train prompts with what `prepare` computed for them, as an endless stream of batches."""
+"""The train prompts with their prefixes and text features, as an endless stream of batches."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,16 +14,18 @@ from textcraftor.cache.store import Rows
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro batch of b samples, of the B that an optimiser step takes over all micro batches and processes."""
+    """A micro batch: b of the B samples that an optimiser step takes over all micro batches and ranks."""
 
     prompts: list[str]  # b
     latents: Tensor  # (b, C', h, w), prefixes at the training switch: see `Sampler.prefix_shape`
-    text_features: Mapping[str, Tensor]  # reward -> (B, D): a reward may hold an image against the others' prompts
-    first: int = 0  # row of the B that the first of the b is
+    text_features: Mapping[
+        str, Tensor
+    ]  # reward -> (B, D) of the whole step: a reward may compare an image with the other prompts
+    first: int = 0  # position of this micro batch among the B samples
 
     @property
     def rows(self) -> slice:
-        """Which of the B the b are."""
+        """This micro batch's rows among the B samples."""
         return slice(self.first, self.first + len(self.prompts))
 
     def part(self, start: int, stop: int) -> "Batch":
@@ -33,9 +35,9 @@ class Batch:
 
 @dataclass(frozen=True)
 class TrainSet:
-    """Row i of each belongs to sample i: tensors, stores, or what computes its rows when they are asked for.
+    """Row i of each field belongs to sample i. Rows come from tensors, stores, or objects that compute them on request.
 
-    images_per_prompt: so many samples in a row, each with noise of its own, are of one prompt and stay together.
+    images_per_prompt: number of consecutive samples, each with its own noise, that share a prompt and stay together.
     """
 
     prompts: Sequence[str] | pl.Series
@@ -45,9 +47,9 @@ class TrainSet:
     _orders: dict[tuple[int, int], NDArray[np.int64]] = field(default_factory=dict, compare=False, repr=False)
 
     def step(self, positions: range, seed: int, device: torch.device) -> "Step":
-        """What an optimiser step at these positions of an endless stream of samples takes.
+        """The samples of one optimiser step, by their positions in the endless stream.
 
-        Each epoch has an order of its own, a function of the seed: a resumed run goes on where it was.
+        Each epoch has its own order, a function of the seed, so a resumed run continues where it was.
         Raises StoreError when a stored row is damaged.
         """
         rows = [self._row(seed, position) for position in positions]
@@ -55,13 +57,13 @@ class TrainSet:
         return Step(self, rows, features, device)
 
     def _row(self, seed: int, position: int) -> int:
-        place, image = divmod(position, self.images_per_prompt)
+        prompt, image = divmod(position, self.images_per_prompt)
         prompts = len(self.prompts) // self.images_per_prompt
-        epoch, place = divmod(place, prompts)
-        return int(self._order(seed, epoch, prompts)[place]) * self.images_per_prompt + image
+        epoch, index = divmod(prompt, prompts)
+        return int(self._order(seed, epoch, prompts)[index]) * self.images_per_prompt + image
 
     def _order(self, seed: int, epoch: int, prompts: int) -> NDArray[np.int64]:
-        """The epoch's permutation; two are kept, since a batch may straddle two epochs (10 M rows: 80 MB each)."""
+        """The epoch's permutation. Two are kept, because a step may span two epochs (80 MB each for 10 M rows)."""
         if (seed, epoch) not in self._orders:
             while len(self._orders) > 1:
                 self._orders.pop(next(iter(self._orders)))
@@ -71,15 +73,15 @@ class TrainSet:
 
 @dataclass(frozen=True)
 class Step:
-    """The B samples of an optimiser step. Their latents are fetched a micro batch at a time."""
+    """The B samples of an optimiser step. Latents are loaded one micro batch at a time."""
 
     train_set: TrainSet
-    rows: list[int]  # of the train set
+    rows: list[int]  # in the train set
     text_features: Mapping[str, Tensor]  # reward -> (B, D), on the device
     device: torch.device
 
     def batch(self, first: int, size: int) -> Batch:
-        """The micro batch `first` .. `first + size`."""
-        own = self.rows[first : first + size]
-        latents = self.train_set.latents[own].to(self.device)
-        return Batch([self.train_set.prompts[row] for row in own], latents, self.text_features, first)
+        """Samples `first` .. `first + size` of the step."""
+        rows = self.rows[first : first + size]
+        latents = self.train_set.latents[rows].to(self.device)
+        return Batch([self.train_set.prompts[row] for row in rows], latents, self.text_features, first)

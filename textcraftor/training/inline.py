@@ -1,4 +1,4 @@
-"""What `prepare` would have stored, computed for each batch anew: one pass over more prompts than a disk holds."""
+"""Prefixes and text features computed for each batch instead of stored (`prepare.mode: inline`), for very many prompts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ from textcraftor.rewards import Reward
 
 @dataclass(frozen=True)
 class InlinePrefixes:
-    """In place of the stored latents: those of the same batch to the bit, of another by rounding.
+    """Replaces the store of latents. Equal to the stored rows bit for bit in the same batch, up to rounding in another.
 
-    table: prompt and seed of each row.
+    table: columns prompt and seed.
     """
 
     sampler: Sampler
@@ -24,13 +24,13 @@ class InlinePrefixes:
 
     def __getitem__(self, rows: slice | Sequence[int], /) -> Tensor:
         """(B, C', h, w) float32, no gradient."""
-        wanted = self.table[rows]
-        return self.sampler.prefix(wanted["prompt"].to_list(), wanted["seed"].to_list()).float()
+        selected = self.table[rows]
+        return self.sampler.prefix(selected["prompt"].to_list(), selected["seed"].to_list()).float()
 
 
 @dataclass(frozen=True)
 class InlineFeatures:
-    """In place of a reward's stored text features; it must keep its text tower."""
+    """Replaces the store of a reward's text features. The reward must keep its text tower."""
 
     reward: Reward
     prompts: pl.Series

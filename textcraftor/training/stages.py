@@ -1,11 +1,10 @@
 """The two training stages: the text encoder on a reward mix, then (optionally) the UNet on the frozen tuned encoder.
 
-They gather what `prepare` computed, run the trainer and leave an artifact that carries its proof.
+They load what `prepare` computed, run the trainer and write an artifact with its proof.
 """
 
+import contextlib
 import csv
-import hashlib
-import json
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 from textcraftor.artifact import base_identity, clear_aside, digest, proof, reward_identity, write_json, written_aside
@@ -23,18 +23,20 @@ from textcraftor.chain.sampler import Sampler
 from textcraftor.config import Config, TrainConfig, TuneConfig
 from textcraftor.distributed import data_parallel, fsdp
 from textcraftor.errors import ConfigError, ModelError, unknown
-from textcraftor.layout import LATENTS, TRAIN_PROMPTS, TRAINING_STATE, encoder_folder, unet_folder
+from textcraftor.layout import LATENTS, TRAIN_PROMPTS, encoder_folder, training_state, unet_folder
 from textcraftor.models.base import Base, TunedModel, load_base, load_candidate
 from textcraftor.models.lora import add_lora, merge_lora
 from textcraftor.models.negative_embedding import NegativeEmbedding
 from textcraftor.rewards import Reward, RewardMix, load_rewards
 from textcraftor.training.acceleration import accelerate
+from textcraftor.training.checkpoint import FILE_NAME, facts_key
 from textcraftor.training.data import TrainSet
 from textcraftor.training.inline import InlineFeatures, InlinePrefixes
 from textcraftor.training.objective import Objective
+from textcraftor.training.resume import FINISHED, describe_other_checkpoints, run_facts
 from textcraftor.training.trainer import Trainer
 
-WATCHED = 8  # prompts in a sample grid
+PREVIEW_PROMPTS = 8  # in a sample grid
 
 
 def train_text_encoder(config: Config, mix: str, root: Path, device: torch.device) -> Path:
@@ -43,13 +45,13 @@ def train_text_encoder(config: Config, mix: str, root: Path, device: torch.devic
     Raises ConfigError for an unknown mix or an encoder the base lacks, ModelError for missing or stale inputs,
     TrainingError when a loss is not finite.
     """
-    weights, tune = _weights(config, mix), config.train
+    weights, tune = _mix_weights(config, mix), config.train
     device = data_parallel.start(device)
     base = load_base(config.base.at(root), device)
     parts = encoder_parts(base, tune)
-    trainer, inputs = _trainer(config, tune, weights, root, base, TunedModel(**parts), parts)
+    trainer, inputs = _build_trainer(config, tune, weights, root, base, TunedModel(**parts), parts)
     record = _proof(config, root, tune, weights, inputs)
-    return _run(trainer, record, config, root, root / encoder_folder(mix), parts)
+    return _run(trainer, "train", mix, record, config, root, parts)
 
 
 def train_unet(config: Config, mix: str, root: Path, device: torch.device) -> Path:
@@ -57,7 +59,7 @@ def train_unet(config: Config, mix: str, root: Path, device: torch.device) -> Pa
 
     The same loss, the other module (paper section 3.3). Raises as `train_text_encoder` does.
     """
-    weights = _weights(config, mix)
+    weights = _mix_weights(config, mix)
     device = data_parallel.start(device)
     base = load_base(config.base.at(root), device)
     candidate = Candidate.find(mix, root)
@@ -66,13 +68,13 @@ def train_unet(config: Config, mix: str, root: Path, device: torch.device) -> Pa
         raise ModelError("The UNet is tuned on a tuned text encoder, and the base has none. Train a mix first")
     unet: dict[str, Any] = {"unet": _trainable(base, "unet", config.train_unet)}
     meta_copies = {name: fsdp.meta_copy(module) for name, module in unet.items()}
-    trainer, inputs = _trainer(config, config.train_unet, weights, root, base, replace(frozen, **unet), unet)
+    trainer, inputs = _build_trainer(config, config.train_unet, weights, root, base, replace(frozen, **unet), unet)
     record = _proof(config, root, config.train_unet, weights, {**inputs, **candidate.parts})
-    return _run(trainer, record, config, root, root / unet_folder(mix), unet, meta_copies)
+    return _run(trainer, "train-unet", mix, record, config, root, unet, meta_copies)
 
 
 def encoder_parts(base: Base, tune: TrainConfig) -> dict[str, Any]:
-    """What conditions the UNet and is tuned, by a candidate's names for it: text encoders, negative embedding."""
+    """The tuned modules that condition the UNet, by the names of a candidate's folders: text encoders, negative embedding."""
     parts: dict[str, Any] = {name: _trainable(base, name, tune) for name in sorted(set(tune.encoders))}
     if tune.negative_embedding:
         with torch.no_grad():
@@ -82,23 +84,23 @@ def encoder_parts(base: Base, tune: TrainConfig) -> dict[str, Any]:
 
 
 def in_one_module(parts: Mapping[str, nn.Module]) -> nn.Module:
-    """The part itself where there is one, else a module that holds them all."""
+    """A single part as it is, several in a ModuleDict."""
     return next(iter(parts.values())) if len(parts) == 1 else nn.ModuleDict(parts)
 
 
 def _trainable(base: Base, name: str, tune: TuneConfig) -> nn.Module:
-    """A copy of the base's module with what is tuned of it: every weight, or a low-rank update."""
+    """A copy of the base's module in which every weight, or a low-rank update, is trained."""
     module = base.trainable(name)
     return add_lora(module, tune) if tune.method == "lora" else module
 
 
-def _weights(config: Config, mix: str) -> dict[str, float]:
+def _mix_weights(config: Config, mix: str) -> dict[str, float]:
     if mix not in config.mix:
         raise ConfigError(unknown("mix", mix, config.mix))
     return {reward: weight for reward, weight in config.mix[mix].items() if weight}
 
 
-def _trainer(
+def _build_trainer(
     config: Config,
     tune: TuneConfig,
     weights: dict[str, float],
@@ -107,9 +109,9 @@ def _trainer(
     tuned: TunedModel,
     parts: dict[str, nn.Module],
 ) -> tuple[Trainer, dict[str, Path]]:
-    """The trainer with all that `prepare` made for it, and the files it came from."""
+    """The trainer with its training data, and the files that the data came from."""
     sampler = Sampler(base, config.train_chain, config.train.switch_at)
-    train_set, rewards = _data(config, tune, weights, root, sampler)
+    train_set, rewards = _load_data(config, tune, weights, root, sampler)
     unets = [base.pipe.unet, *([tuned.unet] if tuned.unet else [])]
     accelerate(sampler, [base.pipe.vae, *unets], tune)
     if fsdp.should_shard(tune):
@@ -120,21 +122,21 @@ def _trainer(
     return trainer, {"prompts": root / TRAIN_PROMPTS, "latents": root / LATENTS / "train" / INDEX}
 
 
-def _data(
+def _load_data(
     config: Config, tune: TuneConfig, weights: Iterable[str], root: Path, sampler: Sampler
 ) -> tuple[TrainSet, dict[str, Reward]]:
-    """The train set and the rewards of a mix: from the stores, or each batch computed anew by what stays in memory."""
-    table, rewards_here = train_table(config, root), config.at(root).rewards
+    """The train set and the rewards of a mix. Prefixes and text features are stored, or computed batch by batch (inline)."""
+    table, reward_configs = train_table(config, root), config.at(root).rewards
     prompts, images = table["prompt"], config.train.images_per_prompt
     if config.prepare.mode == "inline":
-        rewards = load_rewards(rewards_here, weights, sampler.base.device, tune.reward_dtype)
-        # Prompts are read in the precision in which `prepare` reads them, whatever images are scored in.
-        readers = rewards if tune.reward_dtype is None else load_rewards(rewards_here, weights, sampler.base.device)
-        computed = {name: InlineFeatures(reward, prompts) for name, reward in readers.items()}
-        return TrainSet(prompts, InlinePrefixes(sampler, table), computed, images), rewards
+        rewards = load_rewards(reward_configs, weights, sampler.base.device, tune.reward_dtype)
+        # Text features are computed in the precision that `prepare` uses, whatever `reward_dtype` images are scored in.
+        text_rewards = rewards if tune.reward_dtype is None else load_rewards(reward_configs, weights, sampler.base.device)
+        features = {name: InlineFeatures(reward, prompts) for name, reward in text_rewards.items()}
+        return TrainSet(prompts, InlinePrefixes(sampler, table), features, images), rewards
     stored = {name: read_text_features(config, root, name) for name in weights}
     latents = read_train_latents(config, root)
-    rewards = load_rewards(rewards_here, weights, sampler.base.device, tune.reward_dtype)
+    rewards = load_rewards(reward_configs, weights, sampler.base.device, tune.reward_dtype)
     for reward in rewards.values():
         reward.drop_text_tower()
     return TrainSet(prompts, latents, stored, images), rewards
@@ -158,49 +160,61 @@ def _proof(config: Config, root: Path, tune: TuneConfig, weights: dict[str, floa
 
 def _run(
     trainer: Trainer,
+    stage: str,
+    mix: str,
     record: dict[str, Any],
     config: Config,
     root: Path,
-    out: Path,
     parts: dict[str, nn.Module],
     meta_copies: Mapping[str, nn.Module] | None = None,
 ) -> Path:
-    """Fit, then write the artifact whole. The state to resume from lives outside `out`, which DVC deletes first.
+    """Fit, then write the artifact. The checkpoint lies outside the artifact's folder, which DVC deletes first.
 
-    meta_copies: for the parts that may be sharded, the copies that `fsdp.unshard` loads their weights into.
+    stage: `train` or `train-unet`.  meta_copies: for the parts that may be sharded, the copies that `fsdp.unshard` loads
+    their weights into.
     """
-    facts = ["+".join(parts), {name: value for name, value in record.items() if name != "code_revision"}]
-    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-    state = root / TRAINING_STATE / key[:16]
-    finished = state.with_name(f"{state.name}.finished")
+    out = root / (unet_folder(mix) if stage == "train-unet" else encoder_folder(mix))
+    facts = run_facts(
+        config.at(root), trainer.tune, stage.replace("-", "_"), list(parts), trainer.objective.mix.weights, record
+    )
+    runs = root / training_state(stage, mix)
+    state = runs / facts_key(facts)[:16]
+    finished = state.with_name(state.name + FINISHED)
     if data_parallel.rank() == 0:
         shutil.rmtree(finished, ignore_errors=True)
         clear_aside(out)
-    history = trainer.fit(state, key, _watched(config, root, trainer.objective.sampler))
+        if not (state / FILE_NAME).exists():
+            for line in describe_other_checkpoints(state, facts):
+                Console(stderr=True).print(line, highlight=False)
+    progress = trainer.fit(state, facts, _preview_rows(config, root, trainer.objective.sampler))
     parts |= {name: fsdp.unshard(parts[name], meta) for name, meta in (meta_copies or {}).items()}
     if data_parallel.rank() == 0:
         with written_aside(out) as aside:
             for part, module in parts.items():
                 merge_lora(module, aside / "lora" / part).save_pretrained(aside / part)
             shutil.copytree(state / "grids", aside / "grids", ignore=shutil.ignore_patterns(".*"))
-            _write_history(aside / "history.csv", history)
-            write_json(aside / "proof.json", {**record, "weights": _digest(aside, parts)})
-        # Out of the way in one step: a kill amid the deletion must not leave half a state to resume from.
+            _write_history(aside / "history.csv", progress.history)
+            write_json(
+                aside / "proof.json", {**record, "execution": progress.execution, "weights": _weights_digest(aside, parts)}
+            )
+        # Renamed first: a kill during the deletion must not leave half a state to resume from.
         shutil.rmtree(state.rename(finished))
+        with contextlib.suppress(OSError):  # not empty: unfinished runs with other settings
+            runs.rmdir()
     data_parallel.barrier()
     return out
 
 
-def _digest(folder: Path, parts: Iterable[str]) -> str | dict[str, str]:
-    """Of the one module that was tuned, or of each."""
+def _weights_digest(folder: Path, parts: Iterable[str]) -> str | dict[str, str]:
+    """sha256 of the tuned module, or of each by name where several are tuned."""
     digests = {part: digest(folder / part) for part in parts}
     return digests if len(digests) > 1 else next(iter(digests.values()))
 
 
-def _watched(config: Config, root: Path, sampler: Sampler) -> tuple[list[str], Tensor]:
-    """The first held-out prompts with their latents at the switch: watched while training, never trained on."""
+def _preview_rows(config: Config, root: Path, sampler: Sampler) -> tuple[list[str], Tensor]:
+    """The first held-out prompts with their latents at the switch, for the sample grids; never trained on."""
     prompts, _, seeds = heldout_rows(config, root)
-    rows = slice(0, WATCHED * config.evaluate.images_per_prompt, config.evaluate.images_per_prompt)
+    rows = slice(0, PREVIEW_PROMPTS * config.evaluate.images_per_prompt, config.evaluate.images_per_prompt)
     return prompts[rows], sampler.prefix(prompts[rows], seeds[rows])
 
 
