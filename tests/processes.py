@@ -1,4 +1,4 @@
-"""Several processes as `torchrun` starts them, for a few lines of a test."""
+"""Run a function of a test in several processes, as `torchrun` would."""
 
 import os
 import signal
@@ -12,9 +12,9 @@ from textcraftor.distributed import data_parallel
 
 
 def in_processes(count: int, work: Callable[[], None]) -> None:
-    """Run `work` in so many forks that find each other as torchrun's do. Raises when one of them fails or hangs.
+    """Run `work` in `count` forked processes that join one process group. Raises if one of them fails or hangs.
 
-    A fork must not ask polars for what its threads do: they are the parent's.
+    `work` must not use polars: its thread pool does not survive a fork.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""A store computes what is missing, stale or damaged, and nothing else; and hands out no row that is not proven."""
+"""A store computes only missing, stale or damaged shards and returns only verified rows."""
 
 import errno
 import os
@@ -31,8 +31,8 @@ def content(facts: dict[str, Any] = FACTS, table: pl.DataFrame = TABLE, shard_ro
     return StoreContent(facts, table, shard_rows)
 
 
-class Counted:
-    """Computes rows and remembers which."""
+class CountingRows:
+    """Computes rows and records which."""
 
     def __init__(self, table: pl.DataFrame = TABLE, shape: tuple[int, ...] = (2, 3), dtype: torch.dtype = torch.float32):
         self.table, self.shape, self.dtype = table, shape, dtype
@@ -47,16 +47,16 @@ class Counted:
 
     @property
     def all_rows(self) -> Tensor:
-        return Counted(self.table, self.shape, self.dtype)(slice(0, len(self.table)))
+        return CountingRows(self.table, self.shape, self.dtype)(slice(0, len(self.table)))
 
     @property
     def shards(self) -> set[int]:
         return {start // SHARD for start, _ in self.batches}
 
 
-def filled(folder: Path, **settings: Any) -> Counted:
-    """What `fill` computed."""
-    made = Counted(**settings)
+def fill_store(folder: Path, **settings: Any) -> CountingRows:
+    """Fill a store; returns the record of what was computed."""
+    made = CountingRows(**settings)
     fill(folder, content(table=made.table), made, BATCH)
     return made
 
@@ -68,12 +68,12 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A filled store."""
-    filled(tmp_path / "store")
+    fill_store(tmp_path / "store")
     return tmp_path / "store"
 
 
-def test_rows_come_back_in_the_order_asked_for_and_to_the_bit(folder: Path) -> None:
-    store, rows = Store(folder, content()), Counted().all_rows
+def test_rows_are_returned_in_order_and_bit_for_bit(folder: Path) -> None:
+    store, rows = Store(folder, content()), CountingRows().all_rows
     assert store.shape == rows.shape == (22, 2, 3) and len(store) == 22
     for wanted in ([21, 0, 7, 8, 8, 15, 3], [5], list(range(22)), []):
         assert torch.equal(store[wanted], rows[wanted])
@@ -83,36 +83,36 @@ def test_rows_come_back_in_the_order_asked_for_and_to_the_bit(folder: Path) -> N
         store[[22]]
 
 
-def test_batches_never_span_two_shards_so_that_no_bit_depends_on_what_was_missing(tmp_path: Path) -> None:
-    assert filled(tmp_path).batches == [(0, 4), (4, 8), (8, 12), (12, 16), (16, 20), (20, 22)]
+def test_batches_never_span_two_shards(tmp_path: Path) -> None:
+    assert fill_store(tmp_path).batches == [(0, 4), (4, 8), (8, 12), (12, 16), (16, 20), (20, 22)]
 
 
-def test_a_shard_is_safetensors_that_others_read(folder: Path) -> None:
+def test_a_shard_is_a_readable_safetensors_file(folder: Path) -> None:
     tensors = load_file(folder / "00001.safetensors")
-    assert torch.equal(tensors["rows"], Counted().all_rows[8:16]) and tensors["digests"].shape == (8, 32)
+    assert torch.equal(tensors["rows"], CountingRows().all_rows[8:16]) and tensors["digests"].shape == (8, 32)
     with safe_open(folder / "00001.safetensors", framework="pt") as file:
         assert set(file.metadata()) == {"key", "digest"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("shape", [(4, 2, 2), (5,), (0,)])
-def test_rows_of_any_shape_and_type(tmp_path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    made = filled(tmp_path, shape=shape, dtype=dtype)
+def test_rows_of_several_shapes_and_dtypes(tmp_path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    made = fill_store(tmp_path, shape=shape, dtype=dtype)
     store = Store(tmp_path, content())
     assert store.row_format == RowFormat(shape, str(dtype).removeprefix("torch."))
     assert torch.equal(store[[20, 1]], made.all_rows[[20, 1]])
-    assert filled(tmp_path, shape=shape, dtype=dtype).batches == []
+    assert fill_store(tmp_path, shape=shape, dtype=dtype).batches == []
     for number in range(3):
         assert (tmp_path / f"{number:05}.safetensors").stat().st_size == shard_file.file_size(
             store.row_format, content().rows(number)
         )
 
 
-def test_the_same_content_gives_the_same_bytes_wherever_it_lies(folder: Path, tmp_path: Path) -> None:
-    filled(tmp_path / "elsewhere/store")
+def test_the_same_content_gives_the_same_bytes_in_any_folder(folder: Path, tmp_path: Path) -> None:
+    fill_store(tmp_path / "elsewhere/store")
     assert contents(folder) == contents(tmp_path / "elsewhere/store")
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
-    assert filled(folder).batches == []
+    assert fill_store(folder).batches == []
     assert before == {path: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
 
 
@@ -147,12 +147,12 @@ def become_a_folder(path: Path) -> None:
 
 
 def swap(path: Path) -> None:
-    """Another shard under this name: whole, but not this one's rows."""
+    """Replace it by another shard, intact but with other rows."""
     path.write_bytes((path.parent / "00000.safetensors").read_bytes())
 
 
 def reshape(path: Path) -> None:
-    """The same bytes and the right key, as rows of another shape; every digest in the file fits."""
+    """The same bytes and key as rows of another shape; every digest in the file is right."""
     rows = load_file(path)["rows"].reshape(-1, 3, 2)
     write(path, rows, content().key(1))
 
@@ -162,12 +162,12 @@ def retype(path: Path) -> None:
 
 
 def other_rows(path: Path) -> None:
-    """Whole in itself and with the right key, but not what the index vouches for."""
+    """Intact and with the right key, but with another digest than the index's."""
     write(path, load_file(path)["rows"] + 1, content().key(1))
 
 
 def splice(path: Path) -> None:
-    """Other rows with digests that fit them, under the header that was written."""
+    """Other rows with their digests, under the original header."""
     whole = path.read_bytes()
     other_rows(path)
     start = 8 + int.from_bytes(whole[:8], "little")
@@ -195,24 +195,24 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("how", DAMAGE)
-def test_a_damaged_shard_is_never_used_and_alone_computed_again(folder: Path, how: str) -> None:
+def test_a_damaged_shard_is_never_used_and_only_it_is_recomputed(folder: Path, how: str) -> None:
     before, path = contents(folder), folder / "00001.safetensors"
     opened = Store(folder, content())
-    assert torch.equal(opened[[9]], Counted().all_rows[[9]])
+    assert torch.equal(opened[[9]], CountingRows().all_rows[[9]])
     DAMAGE[how](path)
     with pytest.raises(StoreError, match=r"00001\.safetensors is damaged: .*`textcraftor prepare`"):
         Store(folder, content())[8:16]
     with pytest.raises(StoreError, match=r"00001\.safetensors is damaged"):
         opened[8:16]  # though it was proven before
-    again = Counted()
+    again = CountingRows()
     assert fill(folder, content(), again, BATCH, RowFormat((2, 3))) == 1
     assert again.shards == {1} and contents(folder) == before
-    assert torch.equal(opened[8:16], Counted().all_rows[8:16]), "an open store goes on with the new shard"
+    assert torch.equal(opened[8:16], CountingRows().all_rows[8:16]), "an open store goes on with the new shard"
 
 
-def test_every_single_bit_of_a_shard_counts(tmp_path: Path) -> None:
+def test_a_flipped_bit_in_any_byte_is_found(tmp_path: Path) -> None:
     table = TABLE.head(2)
-    made = Counted(table, (2,))
+    made = CountingRows(table, (2,))
     one = StoreContent(FACTS, table, 2)
     fill(tmp_path, one, made, 2)
     path, rows = tmp_path / "00000.safetensors", made.all_rows
@@ -227,19 +227,19 @@ def test_every_single_bit_of_a_shard_counts(tmp_path: Path) -> None:
     assert torch.equal(Store(tmp_path, one)[[0, 1]], rows)
 
 
-def test_only_the_damaged_row_stops_a_reader(folder: Path) -> None:
-    """A batch proves the rows it reads, and reads no others."""
+def test_only_reading_the_damaged_row_fails(folder: Path) -> None:
+    """A batch verifies the rows it reads and reads no others."""
     path = folder / "00002.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 128
     path.write_bytes(data)
     store = Store(folder, content())
-    assert torch.equal(store[[16, 20]], Counted().all_rows[[16, 20]])
+    assert torch.equal(store[[16, 20]], CountingRows().all_rows[[16, 20]])
     with pytest.raises(StoreError, match="row 5 of it is not the one that was written"):
         store[[16, 21]]
 
 
-def test_a_whole_shard_that_the_index_does_not_vouch_for_is_not_used(folder: Path) -> None:
+def test_an_intact_shard_with_another_digest_than_the_indexs_is_not_used(folder: Path) -> None:
     other_rows(folder / "00001.safetensors")
     with pytest.raises(StoreError, match="not the one that was written"):
         Store(folder, content())[[8]]
@@ -254,22 +254,22 @@ def test_a_whole_shard_that_the_index_does_not_vouch_for_is_not_used(folder: Pat
         ('{"mode": "inline"}', "is damaged, or is not the index of a store"),
     ],
 )
-def test_a_store_without_its_index_is_not_used_and_costs_no_shard(folder: Path, index: str | None, says: str) -> None:
+def test_a_store_without_its_index_is_not_used_and_keeps_its_shards(folder: Path, index: str | None, says: str) -> None:
     before = contents(folder)
     (folder / "index.json").unlink() if index is None else (folder / "index.json").write_text(index)
     with pytest.raises(StoreError, match=says):
         Store(folder, content())
-    assert filled(folder).batches == [] and contents(folder) == before
+    assert fill_store(folder).batches == [] and contents(folder) == before
 
 
 @pytest.mark.parametrize(
     "facts",
     [{**FACTS, "base": "b" * 64}, {**FACTS, "switch": 19}, {**FACTS, "chain": {**FACTS["chain"], "guidance_scale": 7.0}}],  # type: ignore[dict-item]
 )
-def test_what_made_the_rows_makes_all_of_them_stale(folder: Path, facts: dict[str, Any]) -> None:
+def test_other_facts_make_every_shard_stale(folder: Path, facts: dict[str, Any]) -> None:
     with pytest.raises(StoreError, match="belongs to other prompts, base or settings"):
         Store(folder, content(facts))
-    made = Counted()
+    made = CountingRows()
     assert fill(folder, content(facts), made, BATCH) == 3 and made.shards == {0, 1, 2}
 
 
@@ -290,18 +290,18 @@ def test_other_prompts_or_seeds_make_only_their_own_shards_stale(
 ) -> None:
     with pytest.raises(StoreError, match="belongs to other prompts, base or settings"):
         Store(folder, content(table=table))
-    made = Counted(table)
+    made = CountingRows(table)
     assert fill(folder, content(table=table), made, BATCH) == len(stale)
     assert made.shards == stale
-    filled(tmp_path / "fresh", table=table)
-    assert contents(folder) == contents(tmp_path / "fresh"), "as if it had been made at once"
+    fill_store(tmp_path / "fresh", table=table)
+    assert contents(folder) == contents(tmp_path / "fresh"), "the same as a store filled at once"
 
 
-def test_an_interrupted_fill_goes_on_at_the_next_shard(tmp_path: Path) -> None:
+def test_an_interrupted_fill_continues_with_the_next_shard(tmp_path: Path) -> None:
     class Killed(Exception):
         pass
 
-    made = Counted()
+    made = CountingRows()
 
     def dies_in_the_third_shard(rows: slice) -> Tensor:
         if rows.start == 20:
@@ -314,26 +314,26 @@ def test_an_interrupted_fill_goes_on_at_the_next_shard(tmp_path: Path) -> None:
         Store(tmp_path, content())
     (tmp_path / ".00002.safetensors.x1").mkdir()  # what SIGKILL leaves
     (tmp_path / ".00002.safetensors.x1/00002.safetensors").write_bytes(b"half")
-    resumed = filled(tmp_path)
+    resumed = fill_store(tmp_path)
     assert resumed.batches == [(16, 20), (20, 22)]
     assert contents(tmp_path).keys() == {"index.json", *(f"0000{number}.safetensors" for number in range(3))}
 
 
 def test_a_shard_is_replaced_and_never_written_in_place(folder: Path, tmp_path: Path) -> None:
-    """DVC may link its cache to a shard: what the link shows must stay what it was."""
+    """DVC may hard-link its cache to a shard: the linked file must not change."""
     linked = tmp_path / "cache"
     os.link(folder / "00000.safetensors", linked)
     before = linked.read_bytes()
-    fill(folder, content({**FACTS, "switch": 1}), Counted(), BATCH)
+    fill(folder, content({**FACTS, "switch": 1}), CountingRows(), BATCH)
     assert linked.read_bytes() == before != (folder / "00000.safetensors").read_bytes()
     store = Store(folder, content({**FACTS, "switch": 1}))
     store[:8].zero_()
-    assert torch.equal(store[:8], Counted().all_rows[:8]), "a batch is a copy"
+    assert torch.equal(store[:8], CountingRows().all_rows[:8]), "a batch is a copy"
 
 
-def test_a_row_that_is_not_finite_is_refused_by_its_prompt(tmp_path: Path) -> None:
+def test_a_nonfinite_row_is_an_error_that_names_its_prompt(tmp_path: Path) -> None:
     def broken(rows: slice) -> Tensor:
-        made = Counted()(rows)
+        made = CountingRows()(rows)
         made[(9 - rows.start,) if rows.start <= 9 < rows.stop else slice(0)] = float("nan")
         return made
 
@@ -342,7 +342,7 @@ def test_a_row_that_is_not_finite_is_refused_by_its_prompt(tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["00000.safetensors"]
 
 
-def test_a_full_disk_is_one_line_and_what_was_there_stays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_one_line_and_keeps_existing_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = contents(folder)
 
     def full(path: Path) -> Any:
@@ -350,20 +350,20 @@ def test_a_full_disk_is_one_line_and_what_was_there_stays(folder: Path, monkeypa
 
     monkeypatch.setattr("textcraftor.cache.store.written_aside", full)
     with pytest.raises(StoreError, match=r"00000\.safetensors: no space is left on the disk"):
-        fill(folder, content({**FACTS, "switch": 1}), Counted(), BATCH)
+        fill(folder, content({**FACTS, "switch": 1}), CountingRows(), BATCH)
     assert contents(folder) == before
 
 
-def test_processes_share_the_work_and_leave_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+def test_processes_divide_the_work_and_write_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     shared, part = tmp_path / "shared", tmp_path / "part"
-    filled(part)
+    fill_store(part)
     (part / "00001.safetensors").unlink()
 
     def work() -> None:
-        made = Counted()
+        made = CountingRows()
         assert fill(shared, content(), made, BATCH) == 3
         assert made.shards == ({0, 2} if data_parallel.rank() == 0 else {1})
-        again = Counted()
+        again = CountingRows()
         assert fill(part, content(), again, BATCH) == 1
         # What is missing is dealt out anew, wherever it lies: shard 1 falls to the first.
         assert again.shards == ({1} if data_parallel.rank() == 0 else set())
@@ -374,7 +374,7 @@ def test_processes_share_the_work_and_leave_the_same_bytes(folder: Path, tmp_pat
 
 
 def test_reading_a_batch_takes_the_memory_of_a_batch(tmp_path: Path) -> None:
-    """128 MB lie in the store; a process that reads all of it in batches grows by a fraction."""
+    """A process that reads a store of 128 MB in batches grows by a fraction of it."""
     rows, shape = 2048, (16, 32, 32)
     table = pl.DataFrame({"prompt": [str(row) for row in range(rows)], "seed": range(rows)})
     large = StoreContent(FACTS, table, 256)

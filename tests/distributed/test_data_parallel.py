@@ -1,4 +1,4 @@
-"""Two processes are one with twice the micro batch."""
+"""Data parallel training: two processes equal one with twice the micro batch; failures stop both."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import torch
 from tests.conftest import Redness
 from tests.processes import in_processes
 from tests.training.test_stages import contents
-from tests.training.test_trainer import FACTS, SETTINGS, TOLERANCE, Rivalry, gradient, new_trainer, watched, weights
+from tests.training.test_trainer import FACTS, SETTINGS, TOLERANCE, ContrastiveRedness, gradient, new_trainer, preview, weights
 from textcraftor.distributed import data_parallel
 from textcraftor.errors import TrainingError
 from textcraftor.models.base import Base
@@ -19,8 +19,8 @@ from textcraftor.training.trainer import SUCCEEDED
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("reward", [Redness, Rivalry])
-def test_the_gradient_of_two_processes_is_that_of_twice_the_batch(
+@pytest.mark.parametrize("reward", [Redness, ContrastiveRedness])
+def test_two_processes_have_the_gradient_of_twice_the_micro_batch(
     exact_base: Base, tmp_path: Path, reward: type[Redness]
 ) -> None:
     twice = SETTINGS.model_copy(update={"batch_size": 8, "accumulation": 2, "steps": 1})
@@ -42,13 +42,13 @@ def test_the_gradient_of_two_processes_is_that_of_twice_the_batch(
     assert first.dtype == torch.float64 and (first - expected).norm() <= TOLERANCE * expected.norm()
 
 
-def test_a_run_of_two_processes_ends_where_one_with_twice_the_batch_does(base: Base, tmp_path: Path) -> None:
+def test_two_processes_train_the_weights_of_twice_the_micro_batch(base: Base, tmp_path: Path) -> None:
     alone = new_trainer(base, SETTINGS.model_copy(update={"batch_size": 8}))
-    history = alone.fit(tmp_path / "alone", FACTS, watched(alone)).history
+    history = alone.fit(tmp_path / "alone", FACTS, preview(alone)).history
 
     def work() -> None:
         trainer = new_trainer(base, SETTINGS.model_copy(update={"batch_size": 4}))
-        ours = trainer.fit(tmp_path / "together", FACTS, watched(trainer)).history
+        ours = trainer.fit(tmp_path / "together", FACTS, preview(trainer)).history
         assert [r["loss"] for r in ours] == pytest.approx([r["loss"] for r in history], rel=1e-4)
         torch.save(weights(trainer), tmp_path / f"{data_parallel.rank()}.pt")
 
@@ -60,22 +60,22 @@ def test_a_run_of_two_processes_ends_where_one_with_twice_the_batch_does(base: B
     assert (tmp_path / "together/checkpoint.safetensors").is_file()
 
 
-def test_what_breaks_in_one_process_stops_both(base: Base, tmp_path: Path) -> None:
+def test_a_nonfinite_reward_on_one_rank_stops_both(base: Base, tmp_path: Path) -> None:
     def work() -> None:
         reward = Redness()
         if data_parallel.rank() == 1:
             reward.scale.fill_(float("nan"))
         trainer = new_trainer(base, SETTINGS, reward)
         with pytest.raises(TrainingError, match="not finite" if data_parallel.rank() else "Another process"):
-            trainer.fit(tmp_path, FACTS, watched(trainer))
+            trainer.fit(tmp_path, FACTS, preview(trainer))
 
     in_processes(2, work)
 
 
 def save_checkpoint(base: Base, folder: Path, steps: int) -> None:
-    """Leave the checkpoint of a finished run of so many steps in a folder."""
+    """Write the checkpoint of a run of `steps` steps."""
     trainer = new_trainer(base, SETTINGS.model_copy(update={"steps": steps}))
-    trainer.fit(folder, FACTS, watched(trainer))
+    trainer.fit(folder, FACTS, preview(trainer))
 
 
 @pytest.mark.parametrize("other", ["none", "another step", "other bytes", "unreadable"])
@@ -99,7 +99,7 @@ def test_ranks_that_find_different_checkpoints_stop(base: Base, tmp_path: Path, 
     def work() -> None:
         trainer = new_trainer(base)
         with pytest.raises(TrainingError, match=message):
-            trainer.fit(tmp_path / str(data_parallel.rank()), FACTS, watched(trainer))
+            trainer.fit(tmp_path / str(data_parallel.rank()), FACTS, preview(trainer))
 
     in_processes(2, work)
     assert contents(tmp_path) == before
@@ -116,7 +116,7 @@ def test_a_checkpoint_that_cannot_be_written_stops_every_rank(
     def work() -> None:
         trainer = new_trainer(base)
         with pytest.raises(TrainingError, match=r"step 2 cannot be written.*No space"):
-            trainer.fit(tmp_path, FACTS, watched(trainer))
+            trainer.fit(tmp_path, FACTS, preview(trainer))
 
     in_processes(2, work)
 
@@ -125,7 +125,7 @@ def test_no_memory_for_the_optimizer_on_one_rank_stops_both_with_the_last_checkp
     base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unbroken = new_trainer(base, SETTINGS.model_copy(update={"batch_size": 8}))
-    unbroken.fit(tmp_path / "unbroken", FACTS, watched(unbroken))
+    unbroken.fit(tmp_path / "unbroken", FACTS, preview(unbroken))
     step = torch.optim.AdamW.step
 
     def work() -> None:
@@ -141,9 +141,9 @@ def test_no_memory_for_the_optimizer_on_one_rank_stops_both_with_the_last_checkp
             patch.setattr(torch.optim.AdamW, "step", fails_in_the_third)
             trainer = new_trainer(base)
             with pytest.raises(TrainingError, match=r"Step 2: no memory for the optimiser's update"):
-                trainer.fit(tmp_path / "broken", FACTS, watched(trainer))
+                trainer.fit(tmp_path / "broken", FACTS, preview(trainer))
         resumed = new_trainer(base)
-        resumed.fit(tmp_path / "broken", FACTS, watched(resumed))
+        resumed.fit(tmp_path / "broken", FACTS, preview(resumed))
         if data_parallel.rank() == 0:
             torch.save(weights(resumed), tmp_path / "resumed.pt")
 

@@ -1,4 +1,4 @@
-"""A UNet split over two processes: half the memory, the same gradient, the same files."""
+"""A UNet sharded over two processes: half the memory, the same gradient, the same files."""
 
 import json
 import signal
@@ -13,7 +13,7 @@ from diffusers import UNet2DConditionModel
 from tests.conftest import Redness
 from tests.processes import in_processes
 from tests.training.test_stages import CPU
-from tests.training.test_trainer import FACTS, SETTINGS, interrupted, new_trainer, watched
+from tests.training.test_trainer import FACTS, SETTINGS, interrupted, new_trainer, preview
 from textcraftor.config import BaseConfig, TuneConfig
 from textcraftor.distributed import data_parallel, fsdp
 from textcraftor.errors import Preempted, RankFailure, TrainingError
@@ -29,7 +29,7 @@ Weights = Mapping[str, torch.Tensor]
 
 
 def new(folder: Path, module: str, reward: Redness | None = None, dtype: str = "float32", **settings: Any) -> Trainer:
-    """A trainer of the text encoder or of the UNet; with `shard` and two processes, its UNets are split."""
+    """A trainer of the text encoder or the UNet; with `shard` and two processes, its UNets are sharded."""
     base = load_base(BaseConfig(path=str(folder), resolution=32, dtype=dtype), CPU)  # type: ignore[arg-type]
     tune = TuneConfig.model_validate({**SETTINGS.model_dump(), "grad_steps": 3, **settings})
     trainer = new_trainer(base, tune, reward or Redness(), switch_at=0.4)
@@ -45,7 +45,7 @@ def new(folder: Path, module: str, reward: Redness | None = None, dtype: str = "
 
 
 def gradient(trainer: Trainer) -> torch.Tensor:
-    """Of one step, over all processes, flat and whole."""
+    """The whole gradient of one step over all ranks, as one vector."""
     _, status, _ = trainer._accumulate_gradients(Progress(), StopRequest())
     assert status == SUCCEEDED
     gradients = [p.grad for p in trainer.module.parameters() if p.grad is not None]
@@ -53,8 +53,8 @@ def gradient(trainer: Trainer) -> torch.Tensor:
     return torch.cat([fsdp.full_tensor(g).flatten() for g in gradients])
 
 
-def near(ours: Weights, expected: Weights, start: Weights) -> bool:
-    """Relative to the weights 1e-5, and to what training moved 1e-2: AdamW magnifies rounding where gradients are ~0."""
+def close_to(ours: Weights, expected: Weights, start: Weights) -> bool:
+    """Within 1e-5 of the weights and 1e-2 of their change in training: AdamW magnifies rounding where gradients are ~0."""
     keys = [key for key in start if not key.endswith("k_proj.bias")]  # theirs is 0 but for rounding: softmax ignores it
     a, b, c = (torch.cat([weights[key].flatten() for key in keys]) for weights in (ours, expected, start))
     return bool((a - b).norm() <= 1e-5 * b.norm() and (a - b).norm() <= 1e-2 * (b - c).norm())
@@ -72,7 +72,7 @@ def near(ours: Weights, expected: Weights, start: Weights) -> bool:
         ("sd2", {"method": "lora", "lora_rank": 2}),
     ],
 )
-def test_the_gradient_is_that_of_one_process_with_twice_the_batch(
+def test_the_gradient_equals_one_process_with_twice_the_micro_batch(
     family_folders: dict[str, Path], module: str, family: str, settings: dict[str, Any]
 ) -> None:
     folder = family_folders[family]
@@ -86,8 +86,8 @@ def test_the_gradient_is_that_of_one_process_with_twice_the_batch(
     in_processes(2, work)
 
 
-def test_each_process_holds_half(family_folders: dict[str, Path], tmp_path: Path) -> None:
-    """Of weights, gradient and moments, before and after a step: nothing stays gathered."""
+def test_each_rank_holds_half(family_folders: dict[str, Path], tmp_path: Path) -> None:
+    """Half of weights and gradients, before and after a step: nothing stays gathered."""
 
     def work() -> None:
         trainer = new(family_folders["sdxl"], "unet", batch_size=2, shard=True, steps=1)
@@ -98,7 +98,7 @@ def test_each_process_holds_half(family_folders: dict[str, Path], tmp_path: Path
 
         parameters = list(trainer.module.parameters())
         frozen = list(trainer.objective.base.pipe.unet.parameters())
-        trainer.fit(tmp_path, FACTS, watched(trainer))
+        trainer.fit(tmp_path, FACTS, preview(trainer))
         gradients = [p.grad for p in parameters if p.grad is not None]
         for tensors in (parameters, frozen, gradients, list(trainer.module.parameters())):
             assert all(fsdp.is_sharded(t) for t in tensors)
@@ -107,7 +107,7 @@ def test_each_process_holds_half(family_folders: dict[str, Path], tmp_path: Path
     in_processes(2, work)
 
 
-def test_in_bfloat16_the_weights_are_gathered_rounded_and_trained_exact(family_folders: dict[str, Path]) -> None:
+def test_bfloat16_rounds_gathered_weights_and_keeps_float32_gradients(family_folders: dict[str, Path]) -> None:
     expected = gradient(new(family_folders["sdxl"], "unet", dtype="bfloat16", batch_size=4))
 
     def work() -> None:
@@ -120,7 +120,7 @@ def test_in_bfloat16_the_weights_are_gathered_rounded_and_trained_exact(family_f
 
 
 @pytest.mark.parametrize("module", ["text_encoder", "unet"])
-def test_a_run_ends_where_one_process_does_and_either_resumes_the_other(
+def test_a_sharded_run_and_one_process_agree_and_resume_each_other(
     family_folders: dict[str, Path], tmp_path: Path, module: str
 ) -> None:
     folder, settings = family_folders["sd1"], {"ema_decay": 0.5, "learning_rate": 1e-4, "steps": 4}
@@ -128,7 +128,7 @@ def test_a_run_ends_where_one_process_does_and_either_resumes_the_other(
     class Killed(Exception):
         pass
 
-    def dies_in_step_four(step: int) -> None:
+    def die_in_step_four(step: int) -> None:
         if step == 3:
             raise Killed
 
@@ -136,9 +136,9 @@ def test_a_run_ends_where_one_process_does_and_either_resumes_the_other(
         trainer = new(folder, module, batch_size=batch_size, shard=shard, **settings)
         if dies:
             with pytest.raises(Killed):
-                interrupted(trainer, dies_in_step_four).fit(tmp_path / where, FACTS, watched(trainer))
+                interrupted(trainer, die_in_step_four).fit(tmp_path / where, FACTS, preview(trainer))
         else:
-            trainer.fit(tmp_path / where, FACTS, watched(trainer))
+            trainer.fit(tmp_path / where, FACTS, preview(trainer))
         return fsdp.gather_on_rank0(trainer.module.state_dict())
 
     start = new(folder, module).module.state_dict()
@@ -157,26 +157,24 @@ def test_a_run_ends_where_one_process_does_and_either_resumes_the_other(
     found.append(fit(8, "together first"))
     for weights in found:
         assert weights.keys() == alone.keys()
-        assert near(weights, alone, start)
+        assert close_to(weights, alone, start)
     assert (tmp_path / "together/grids/step_000000.png").is_file()
 
 
-def test_what_is_not_finite_in_one_process_stops_both_and_is_named_by_both(
-    family_folders: dict[str, Path], tmp_path: Path
-) -> None:
+def test_a_nonfinite_reward_on_one_rank_is_named_by_both(family_folders: dict[str, Path], tmp_path: Path) -> None:
     def work() -> None:
         reward = Redness()
         if data_parallel.rank() == 1:
             reward.scale.fill_(float("inf"))
         trainer = new(family_folders["sd1"], "unet", reward, shard=True)
         with pytest.raises(TrainingError, match="reward redness is not finite"):
-            trainer.fit(tmp_path, FACTS, watched(trainer))
+            trainer.fit(tmp_path, FACTS, preview(trainer))
 
     in_processes(2, work)
     assert (tmp_path / "checkpoint.safetensors").is_file()
 
 
-def test_sigterm_to_one_process_stops_both_with_a_checkpoint(family_folders: dict[str, Path], tmp_path: Path) -> None:
+def test_sigterm_to_one_rank_stops_both_with_a_checkpoint(family_folders: dict[str, Path], tmp_path: Path) -> None:
     def work() -> None:
         def asked(step: int) -> None:
             if step == 2 and data_parallel.rank() == 1:
@@ -184,15 +182,13 @@ def test_sigterm_to_one_process_stops_both_with_a_checkpoint(family_folders: dic
 
         trainer = interrupted(new(family_folders["sd1"], "unet", batch_size=2, accumulation=2, shard=True), asked)
         with pytest.raises(Preempted, match="after step 2"):
-            trainer.fit(tmp_path, FACTS, watched(trainer))
+            trainer.fit(tmp_path, FACTS, preview(trainer))
 
     in_processes(2, work)
     assert (tmp_path / "checkpoint.safetensors").is_file()
 
 
-def test_out_of_memory_ends_the_run_instead_of_leaving_the_others_waiting(
-    family_folders: dict[str, Path], tmp_path: Path
-) -> None:
+def test_out_of_memory_in_a_sharded_unet_is_a_rank_failure(family_folders: dict[str, Path], tmp_path: Path) -> None:
     def work() -> None:
         trainer = new(family_folders["sd1"], "unet", shard=True)
 
@@ -202,15 +198,13 @@ def test_out_of_memory_ends_the_run_instead_of_leaving_the_others_waiting(
 
         trainer.objective = Small(**vars(trainer.objective))
         with pytest.raises(RankFailure, match=r"no memory for a micro batch of 4\. Lower train\.batch_size"):
-            trainer.fit(tmp_path, FACTS, watched(trainer))
+            trainer.fit(tmp_path, FACTS, preview(trainer))
 
     in_processes(2, work)
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_what_is_written_is_a_plain_folder_of_whole_weights(
-    family_folders: dict[str, Path], tmp_path: Path, method: str
-) -> None:
+def test_a_sharded_unet_is_saved_as_a_plain_folder(family_folders: dict[str, Path], tmp_path: Path, method: str) -> None:
     def work() -> None:
         tune = TuneConfig(shard=True, method=method, lora_rank=2)  # type: ignore[arg-type]
         base = load_base(BaseConfig(path=str(family_folders["sdxl"]), resolution=32), CPU)
@@ -235,15 +229,15 @@ def test_what_is_written_is_a_plain_folder_of_whole_weights(
     assert (tmp_path / "lora/adapter_model.safetensors").is_file() == (method == "lora")
 
 
-def test_one_process_says_that_there_is_nothing_to_split(
+def test_one_process_reports_that_there_is_nothing_to_split(
     family_folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trainer = new(family_folders["sd1"], "text_encoder", shard=True, steps=1)
-    trainer.fit(tmp_path, FACTS, watched(trainer))
+    trainer.fit(tmp_path, FACTS, preview(trainer))
     assert "shard: one process: nothing to split" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("other", ["compile", "channels_last"])
-def test_what_does_not_go_together_is_refused(other: str) -> None:
+def test_settings_that_cannot_be_combined_with_shard_are_refused(other: str) -> None:
     with pytest.raises(ValueError, match="cannot be combined with compile"):
         TuneConfig.model_validate({"shard": True, other: True})

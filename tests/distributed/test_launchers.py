@@ -1,4 +1,4 @@
-"""`torchrun` and `accelerate launch` on the command line: two processes write what one does."""
+"""`torchrun` and `accelerate launch` on the command line: two processes write the same files as one."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import yaml
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
-from tests.distributed.test_fsdp import near
+from tests.distributed.test_fsdp import close_to
 from tests.training.test_stages import CPU, contents, run
 from textcraftor.cache.prepare import prepare
 from textcraftor.config import Config, load
@@ -33,7 +33,7 @@ LAUNCHERS = {
 
 
 def launch(launcher: str, *arguments: str) -> str:
-    """Run the command line in two processes; returns what they said."""
+    """Run the command line in two processes; returns their stderr."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     command = [sys.executable, "-m", *LAUNCHERS[launcher], "-m", "textcraftor.cli", *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
@@ -42,7 +42,7 @@ def launch(launcher: str, *arguments: str) -> str:
 
 
 def params(**sections: object) -> Config:
-    """Put sections into params.yaml, and load it."""
+    """Update sections of params.yaml and load it."""
     path = Path("params.yaml")
     written = yaml.safe_load(path.read_text())
     written["mix"] |= {"balanced": {"redness": 1.0}, "aesthetic": {"redness": 1.0}}
@@ -59,11 +59,11 @@ def test_two_processes_write_the_text_encoder_of_one_with_twice_the_batch(run: C
     expected = load_file(train_text_encoder(alone, "redder", tmp_path, CPU) / "text_encoder/model.safetensors")
     start = load_base(alone.base, CPU).text_encoder.state_dict()
     params(train={"batch_size": 2, "shard": True})
-    said = launch(launcher, "train", "--mix", "redder", "--device", "cpu")
-    assert "2 steps of 2 x 1 x 2 processes = 4 samples" in " ".join(said.split())
-    assert "the UNet is split over 2 processes" in said
+    stderr = launch(launcher, "train", "--mix", "redder", "--device", "cpu")
+    assert "2 steps of 2 x 1 x 2 processes = 4 samples" in " ".join(stderr.split())
+    assert "the UNet is split over 2 processes" in stderr
     written = load_file(tmp_path / "data/encoders/redder/text_encoder/model.safetensors")
-    assert near(written, expected, {name: start[name] for name in expected})
+    assert close_to(written, expected, {name: start[name] for name in expected})
 
 
 def test_a_split_unet_is_written_whole_under_its_own_name(run: Config, tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_a_split_unet_is_written_whole_under_its_own_name(run: Config, tmp_path:
     out = tmp_path / "data/unets/redder"
     assert json.loads((out / "unet/config.json").read_text())["_class_name"] == "UNet2DConditionModel"
     written = UNet2DConditionModel.from_pretrained(out / "unet").state_dict()
-    assert near(written, expected, load_base(alone.base, CPU).pipe.unet.state_dict())
+    assert close_to(written, expected, load_base(alone.base, CPU).pipe.unet.state_dict())
     assert not list(tmp_path.glob(".textcraftor/training/*/*/checkpoint.safetensors"))
 
 

@@ -1,4 +1,4 @@
-"""The gradient: where it may be cut, which steps carry it, and what memory that takes."""
+"""The gradient of the loss: the split backward pass, which steps carry gradient, and the memory it takes."""
 
 import copy
 import dataclasses
@@ -52,7 +52,7 @@ def carried(made: Objective, tuned: TunedModel, step: int = 0) -> list[bool]:
     return calls
 
 
-def test_the_cuts_change_no_bit_of_the_gradient(base: Base, tuned: TunedModel) -> None:
+def test_splitting_the_backward_pass_keeps_the_gradient_bit_for_bit(base: Base, tuned: TunedModel) -> None:
     made = objective(base)
     rows = batch(made)
     latents = made.sampler.finish(rows.latents, base.conditioning(PROMPTS, tuned), None, 3)
@@ -69,7 +69,7 @@ class Warmth(Redness):
         return images.square().mean((1, 2, 3)) * text_features[:, 0]
 
 
-class Deaf(Redness):
+class NoGradient(Redness):
     def score(self, images: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
         return super().score(images.detach(), text_features)
 
@@ -80,7 +80,7 @@ def with_rewards(made: Objective, rewards: dict[str, Redness]) -> tuple[Objectiv
     return dataclasses.replace(made, mix=mix), rows
 
 
-def test_one_reward_after_the_other_changes_no_bit_of_the_gradient(base: Base, tuned: TunedModel) -> None:
+def test_scoring_rewards_one_at_a_time_keeps_the_gradient_bit_for_bit(base: Base, tuned: TunedModel) -> None:
     made, rows = with_rewards(objective(base), {"red": Redness(), "warm": Warmth(), "red again": Redness()})
     latents = made.sampler.finish(rows.latents, base.conditioning(PROMPTS, tuned), None, 3).detach().requires_grad_(True)
     total, parts = made.mix(made.sampler.decode(latents), rows.text_features)
@@ -91,8 +91,8 @@ def test_one_reward_after_the_other_changes_no_bit_of_the_gradient(base: Base, t
 
 
 def test_a_reward_without_a_gradient_is_named(base: Base, tuned: TunedModel) -> None:
-    made, rows = with_rewards(objective(base), {"red": Redness(), "deaf": Deaf()})
-    with pytest.raises(TrainingError, match="Reward deaf sends no gradient"):
+    made, rows = with_rewards(objective(base), {"red": Redness(), "cut": NoGradient()})
+    with pytest.raises(TrainingError, match="Reward cut sends no gradient"):
         made.backward(rows, tuned, 0)
 
 
@@ -104,7 +104,7 @@ def test_decoding_in_slices_is_the_same_gradient(base: Base, tuned: TunedModel, 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "dpmsolver", "pndm", "UniPCMultistepScheduler", "HeunDiscreteScheduler"])
 @pytest.mark.parametrize("grad_steps", [1, 3])
-def test_stop_gradient_streams_what_autograd_would_hold_at_once(
+def test_stop_gradient_step_by_step_equals_one_autograd_graph(
     base: Base, tuned: TunedModel, scheduler: str, grad_steps: int
 ) -> None:
     made = objective(base, CHAIN.model_copy(update={"scheduler": scheduler}), gradient="stop_gradient", grad_steps=grad_steps)
@@ -125,7 +125,7 @@ def test_stop_gradient_streams_what_autograd_would_hold_at_once(
     assert at_once.norm() > 0 and (at_once - streamed).norm() <= 1e-5 * at_once.norm()
 
 
-def test_stop_gradient_takes_the_memory_of_one_step_however_many_carry_gradient(base: Base, tuned: TunedModel) -> None:
+def test_stop_gradient_memory_does_not_grow_with_grad_steps(base: Base, tuned: TunedModel) -> None:
     def peak(variant: str, grad_steps: int) -> int:
         made = objective(base, switch_at=0.0, gradient=variant, grad_steps=grad_steps)
         rows = batch(made)
@@ -147,7 +147,7 @@ def test_one_step_predicts_the_image_from_one_late_step(base: Base, tuned: Tuned
     "scheduler", ["ddim", "dpmsolver", "euler", "pndm", "UniPCMultistepScheduler", "HeunDiscreteScheduler"]
 )
 def test_the_last_prediction_is_the_image(base: Base, scheduler: str) -> None:
-    """At the end of the chain hardly any noise is left: what is predicted there is nearly z_0."""
+    """Hardly any noise is left at the end of the chain, so the prediction there is close to z_0."""
     sampler = Sampler(base, CHAIN.model_copy(update={"scheduler": scheduler, "num_inference_steps": 20}), 0.5)
     prefix, conditioning = sampler.prefix(PROMPTS, range(4)), base.conditioning(PROMPTS)
     with torch.no_grad():
@@ -160,7 +160,7 @@ def test_random_draws_how_many_steps_carry_gradient(base: Base, tuned: TunedMode
     made = objective(base, gradient="random")
     counts = [sum(carried(made, tuned, step)) for step in range(12)]
     assert set(counts) == {1, 2, 3}
-    assert counts == [sum(carried(made, tuned, step)) for step in range(12)], "a function of seed and step alone"
+    assert counts == [sum(carried(made, tuned, step)) for step in range(12)], "depends on seed and step only"
 
 
 @pytest.mark.parametrize("variant", ["truncated", "random", "one_step", "stop_gradient"])
@@ -183,10 +183,10 @@ def score(made: Objective, rows: Batch, tuned: TunedModel) -> float:
         return float(made.mix(images, rows.text_features)[1]["redness"].mean())
 
 
-def test_a_gradient_that_is_not_finite_is_traced_to_its_reward(base: Base, tuned: TunedModel) -> None:
+def test_a_nonfinite_gradient_is_traced_to_its_reward(base: Base, tuned: TunedModel) -> None:
     class Steep(Redness):
         def score(self, images: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
-            return (images.mean((1, 2, 3)) * 0).sqrt()  # finite, its slope is not
+            return (images.mean((1, 2, 3)) * 0).sqrt()  # finite, but its gradient is not
 
     made = objective(base)
     mix = RewardMix({"redness": Redness(), "steep": Steep("steep")}, {"redness": 1.0, "steep": 1.0})

@@ -1,4 +1,4 @@
-"""A base in bfloat16: what is frozen is rounded, what is trained is not."""
+"""A base in bfloat16: frozen weights are rounded, trained weights are not."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def trainer_of(base: Base, tuned: TunedModel, module: nn.Module) -> Trainer:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_unet_and_vae_are_rounded_and_nothing_else(family_folders: dict[str, Path], name: str) -> None:
+def test_only_unet_and_vae_are_rounded(family_folders: dict[str, Path], name: str) -> None:
     base = base_of(family_folders[name])
     assert base.pipe.unet.dtype == base.pipe.vae.dtype == base.dtype == torch.bfloat16
     assert all(p.dtype == torch.float32 for encoder in base.encoders.values() for p in encoder.parameters())
@@ -55,7 +55,7 @@ def test_unet_and_vae_are_rounded_and_nothing_else(family_folders: dict[str, Pat
 
 @pytest.mark.parametrize("module", ["text_encoder", "unet"])
 def test_updates_below_bfloat16s_resolution_are_kept(family_folders: dict[str, Path], module: str, tmp_path: Path) -> None:
-    """One AdamW step of 1e-6: in bfloat16 hardly a weight would move. It does here, and on the disk, and read back."""
+    """An AdamW step of 1e-6 would move hardly any bfloat16 weight. Here it does, in memory and after saving and loading."""
     base = base_of(family_folders["sd2"])
     trained = base.trainable(module)
     tuned = TunedModel(**{"text_encoder": base.trainable("text_encoder").requires_grad_(False), module: trained})
@@ -80,7 +80,7 @@ def test_updates_below_bfloat16s_resolution_are_kept(family_folders: dict[str, P
 
 
 @pytest.mark.parametrize("single_file", [False, True])
-def test_what_is_trained_starts_from_unrounded_weights(
+def test_trained_modules_start_from_unrounded_weights(
     family_folders: dict[str, Path], single_file: bool, tmp_path: Path
 ) -> None:
     folder, base = family_folders["sd2"], base_of(family_folders["sd2"])
@@ -96,7 +96,7 @@ def test_what_is_trained_starts_from_unrounded_weights(
 
 
 def test_a_trained_unet_computes_in_the_bases_precision(family_folders: dict[str, Path]) -> None:
-    """float32 weights under autocast: the bill of bfloat16, the memory of float32."""
+    """float32 weights under autocast: the compute time of bfloat16 with the weights of float32."""
     base = base_of(family_folders["sd2"])
     unet, conditioning = base.trainable("unet"), base.conditioning(PROMPTS)
     seen: list[torch.dtype] = []
@@ -116,7 +116,7 @@ def test_a_trained_unet_computes_in_the_bases_precision(family_folders: dict[str
         assert (sampler.finish(prefix, conditioning, unet) - frozen).abs().mean() < 0.05 * frozen.abs().mean()
 
 
-def test_the_gradient_in_bfloat16_points_where_float32s_does(family_folders: dict[str, Path]) -> None:
+def test_the_gradient_in_bfloat16_points_in_the_direction_of_float32s(family_folders: dict[str, Path]) -> None:
     flat = []
     for dtype in ("float32", "bfloat16"):
         base = base_of(family_folders["sdxl"], dtype)

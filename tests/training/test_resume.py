@@ -1,4 +1,4 @@
-"""Which settings may change between two sittings of a run, and what is said when others did."""
+"""Which settings may change before a run resumes, and what is reported when others did."""
 
 import json
 from pathlib import Path
@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from tests.conftest import Redness
 from tests.training.test_stages import CPU, changed, contents, run
 from textcraftor.cache.prepare import prepare
-from textcraftor.config import Config
+from textcraftor.config import Config, TrainConfig
 from textcraftor.errors import TrainingError
+from textcraftor.training.resume import EXECUTION_SETTINGS, OUTPUT_SETTINGS
 from textcraftor.training.stages import train_text_encoder
 
 __all__ = ["run"]  # the fixture
@@ -23,7 +24,7 @@ SAME_RESULT: dict[str, Any] = {
     "grid_every": 2,
     "decode_size": 1,
     "gradient_checkpointing": True,
-    "frozen_kernels": True,
+    "selective_checkpointing": True,
     "batch_size": 1,
     "accumulation": 2,
 }
@@ -82,7 +83,7 @@ WEIGHTS = "text_encoder/model.safetensors"
     ("settings", "difference"),
     [
         ({"train": {"learning_rate": 5e-5}}, "train.learning_rate: 0.0001 -> 5e-05"),
-        ({"train": {"batch_size": 4}}, "train.samples_per_step: 2 -> 4"),
+        ({"train": {"batch_size": 4}}, "train.batch_size x accumulation x processes: 2 -> 4"),
         ({"mix": {"redder": {"redness": 2.0}}}, "mix.redness: 1.0 -> 2.0"),
     ],
 )
@@ -93,7 +94,9 @@ def test_settings_that_change_the_result_are_named_and_the_checkpoint_is_kept(
     capsys.readouterr()
     train_text_encoder(changed(killed_run, settings), "redder", tmp_path, CPU)
     told = messages(capsys)
-    assert f"checkpoint of step 2 exists in {path.parent}" in told and difference in told and "starts at step 0" in told
+    assert (
+        f"checkpoint of step 2 exists in {tmp_path / path.parent}" in told and difference in told and "starts at step 0" in told
+    )
     assert told.count(" -> ") == 1, "nothing else differs"
     assert path.read_bytes() == before
     train_text_encoder(killed_run, "redder", tmp_path, CPU)
@@ -129,5 +132,10 @@ def test_the_proof_records_where_and_how_each_step_was_computed(killed_run: Conf
 def test_a_change_on_resuming_is_recorded_in_the_proof(killed_run: Config, tmp_path: Path) -> None:
     out = train_text_encoder(changed(killed_run, {"train": SAME_RESULT}), "redder", tmp_path, CPU)
     first, second = json.loads((out / "proof.json").read_text())["execution"]
-    assert (first["from_step"], first["batch_size"], first["decode_size"]) == (0, 2, None)
+    assert (first["from_step"], first["batch_size"], first["decode_size"]) == (0, 2, killed_run.train.decode_size)
     assert (second["from_step"], second["batch_size"], second["decode_size"]) == (2, 1, 1)
+
+
+def test_settings_outside_the_facts_exist() -> None:
+    """A renamed setting must not become part of the facts unnoticed."""
+    assert TrainConfig.model_fields.keys() >= OUTPUT_SETTINGS | EXECUTION_SETTINGS

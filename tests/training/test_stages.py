@@ -1,4 +1,4 @@
-"""prepare and train as stages: what they write, what they reuse, what they refuse. On a random model."""
+"""The stages prepare and train on a random model: what they write, reuse and refuse."""
 
 import json
 import shutil
@@ -56,7 +56,7 @@ def run(tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> C
 
 
 def changed(run: Config, values: dict[str, Any]) -> Config:
-    """The run with other values, checked like any."""
+    """The configuration with other values, validated."""
     return Config.model_validate(config.merge(run.model_dump(mode="json"), values))
 
 
@@ -67,23 +67,23 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_prepare_reuses_what_fits_and_recomputes_what_is_stale(
     run: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def said(settings: Config) -> list[str]:
+    def reports(settings: Config) -> list[str]:
         prepare(settings, tmp_path, CPU)
         return [line for line in capsys.readouterr().err.splitlines() if "prefixes" in line]
 
-    assert said(run) == ["train: 8 prefixes of 3 steps computed", "heldout: 8 prefixes of 2 steps computed"]
+    assert reports(run) == ["train: 8 prefixes of 3 steps computed", "heldout: 8 prefixes of 2 steps computed"]
     before = contents(tmp_path / "data/latents")
     shards = {
         f"{store}/{name}" for store in ("train", "heldout") for name in ("index.json", "00000.safetensors", "00001.safetensors")
     }
     features = {f"features/redness/{name}" for name in ("index.json", "00000.safetensors", "00001.safetensors")}
     assert before.keys() == shards | features
-    assert said(run) == ["train: 8 prefixes of 3 steps reused", "heldout: 8 prefixes of 2 steps reused"]
+    assert reports(run) == ["train: 8 prefixes of 3 steps reused", "heldout: 8 prefixes of 2 steps reused"]
     assert contents(tmp_path / "data/latents") == before
     other_switch = run.model_copy(update={"sampler": config.SamplerConfig(switch_at=0.2)})
-    assert said(other_switch) == ["train: 8 prefixes of 3 steps reused", "heldout: 8 prefixes of 1 steps computed"]
+    assert reports(other_switch) == ["train: 8 prefixes of 3 steps reused", "heldout: 8 prefixes of 1 steps computed"]
     (tmp_path / "data/latents/train/00001.safetensors").unlink()
-    assert said(run)[0] == "train: 8 prefixes of 3 steps 1 of 2 shards computed, the others reused"
+    assert reports(run)[0] == "train: 8 prefixes of 3 steps 1 of 2 shards computed, the others reused"
     assert contents(tmp_path / "data/latents") == before
 
 
@@ -108,7 +108,7 @@ def test_a_cache_of_other_settings_is_stale(run: Config, tmp_path: Path, other: 
 
 
 def test_a_cache_of_another_text_encoder_unet_or_scheduler_is_stale(run: Config, tmp_path: Path) -> None:
-    """By their bytes, wherever the base lies."""
+    """They are compared by their bytes; the path of the base does not matter."""
     prepare(run, tmp_path, CPU)
     copy = tmp_path / "copy"
     shutil.copytree(run.base.path, copy)
@@ -126,7 +126,7 @@ def test_a_cache_of_another_text_encoder_unet_or_scheduler_is_stale(run: Config,
         (copy / part).write_bytes(whole)
 
 
-def test_text_features_are_keyed_by_their_rewards_bytes_not_its_place(run: Config, tmp_path: Path) -> None:
+def test_text_features_are_keyed_by_the_rewards_bytes_not_its_path(run: Config, tmp_path: Path) -> None:
     def facts(**settings: str) -> str:
         reward = run.rewards["redness"].model_copy(update=settings)
         content = prepare_module._features_content(run.model_copy(update={"rewards": {"redness": reward}}), tmp_path, "redness")
@@ -145,8 +145,8 @@ def test_text_features_are_keyed_by_their_rewards_bytes_not_its_place(run: Confi
     assert len({facts(), facts(path=str(tmp_path / "one")), *others}) == 6
 
 
-def test_prepare_draws_only_what_is_missing(run: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed in the second of two shards, it goes on with the second, and ends in the same bytes."""
+def test_prepare_computes_only_missing_shards(run: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed in the second of two shards, it continues with the second and ends in the same bytes."""
     prepare(run, tmp_path, CPU)
     whole = contents(tmp_path / "data/latents")
     shutil.rmtree(tmp_path / "data/latents")
@@ -185,8 +185,8 @@ def test_two_processes_prepare_the_same_bytes(
     assert contents(tmp_path / "data/latents") == alone
 
 
-def apart(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """The largest relative distance of a row; rounding, which differs with the batch and the processor, is far below 1e-4."""
+def relative_distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """The largest relative distance of a row. Rounding, which depends on batch and processor, is far below 1e-4."""
     return float(((ours - theirs).flatten(1).norm(dim=1) / theirs.flatten(1).norm(dim=1)).max())
 
 
@@ -196,12 +196,12 @@ def test_cached_latents_are_what_the_sampler_would_compute(run: Config, tmp_path
     prompts, seeds = table["prompt"].to_list(), table["seed"].to_list()
     sampler = Sampler(load_base(run.base, CPU), run.chain, run.train.switch_at)
     stored = read_train_latents(run, tmp_path)
-    assert apart(stored[:], sampler.prefix(prompts, seeds)) <= 1e-4
+    assert relative_distance(stored[:], sampler.prefix(prompts, seeds)) <= 1e-4
     batch = slice(2, 4)  # as `prepare` drew it
     assert torch.equal(stored[batch], sampler.prefix(prompts[batch], seeds[batch]))
     assert torch.equal(stored[batch], InlinePrefixes(sampler, table)[[2, 3]]), "inline: the same batch, the same bits"
-    assert apart(stored[[5, 2, 7]], InlinePrefixes(sampler, table)[[5, 2, 7]]) <= 1e-4
-    assert apart(stored[[5, 2, 7]], stored[[5, 7, 2]]) > 0.1, "and rows are told apart"
+    assert relative_distance(stored[[5, 2, 7]], InlinePrefixes(sampler, table)[[5, 2, 7]]) <= 1e-4
+    assert relative_distance(stored[[5, 2, 7]], stored[[5, 7, 2]]) > 0.1, "other rows differ"
     half = changed(run, {"prepare": {"dtype": "float16"}})
     prepare(half, tmp_path, CPU)
     assert torch.equal(read_train_latents(half, tmp_path)[:], stored_rows(run, tmp_path, sampler).half())
@@ -222,7 +222,7 @@ def test_diversity_is_trained_on_several_images_of_each_prompt(run: Config, tmp_
 
 
 def stored_rows(run: Config, root: Path, sampler: Sampler) -> torch.Tensor:
-    """As `prepare` computes them, batch by batch."""
+    """The rows that `prepare` computes, batch by batch."""
     rows = InlinePrefixes(sampler, train_table(run, root))
     return torch.cat([rows[slice(start, start + 2)] for start in range(0, 8, 2)])
 
@@ -237,7 +237,7 @@ def test_training_inline_takes_the_same_steps_and_stores_nothing(run: Config, tm
     assert contents(tmp_path / "data/latents/heldout") == heldout
     left = {name for name in contents(tmp_path / "data/latents") if not name.startswith("heldout/")}
     assert left == {"train/index.json", "features/index.json"}
-    with pytest.raises(StoreError, match=r"not of a store\. Run `textcraftor prepare`"):
+    with pytest.raises(StoreError, match=r"not the index of a store\. Run `textcraftor prepare`"):
         read_train_latents(run, tmp_path)
     out = train_text_encoder(inline, "redder", tmp_path, CPU)
     for name, value in load_file(out / "text_encoder/model.safetensors").items():
@@ -251,7 +251,7 @@ def test_training_inline_takes_the_same_steps_and_stores_nothing(run: Config, tm
     assert read_train_latents(run, tmp_path).shape == (8, 4, 4, 4)
 
 
-def test_inline_reads_prompts_in_the_precision_that_prepare_reads_them_in(run: Config, tmp_path: Path) -> None:
+def test_inline_text_features_use_the_precision_of_prepare(run: Config, tmp_path: Path) -> None:
     lower = changed(run, {"prepare": {"mode": "inline"}, "train": {"reward_dtype": "bfloat16"}})
     sampler = Sampler(load_base(run.base, CPU), run.chain, run.train.switch_at)
     train_set, rewards = _load_data(lower, lower.train, ["redness"], tmp_path, sampler)
@@ -259,7 +259,7 @@ def test_inline_reads_prompts_in_the_precision_that_prepare_reads_them_in(run: C
     assert (rewards["redness"].dtype, reader.dtype) == (torch.bfloat16, torch.float32)
 
 
-def test_a_disk_that_is_too_small_is_said_before_anything_is_drawn(
+def test_too_little_disk_space_is_an_error_before_anything_is_computed(
     run: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def of(free: int) -> None:
@@ -293,8 +293,8 @@ def test_a_damaged_cache_is_never_trained_on_and_recomputed(run: Config, tmp_pat
             assert contents(tmp_path / "data/latents") == before
 
 
-def test_what_earlier_runs_left_goes(run: Config, tmp_path: Path) -> None:
-    """Same inputs, same output: DVC takes the folder as it is."""
+def test_leftovers_of_earlier_runs_are_removed(run: Config, tmp_path: Path) -> None:
+    """The folder is a DVC output: the same inputs must give the same files."""
     prepare(run, tmp_path, CPU)
     before = contents(tmp_path / "data/latents")
     (tmp_path / "data/latents/train.safetensors").write_bytes(b"a cache of an earlier version")
@@ -304,7 +304,7 @@ def test_what_earlier_runs_left_goes(run: Config, tmp_path: Path) -> None:
     assert contents(tmp_path / "data/latents") == before
 
 
-def test_training_leaves_an_artifact_with_its_proof_and_the_same_bytes_again(run: Config, tmp_path: Path) -> None:
+def test_training_writes_an_artifact_with_its_proof_and_is_reproducible(run: Config, tmp_path: Path) -> None:
     prepare(run, tmp_path, CPU)
     out = train_text_encoder(run, "redder", tmp_path, CPU)
     made = contents(out)
@@ -315,7 +315,7 @@ def test_training_leaves_an_artifact_with_its_proof_and_the_same_bytes_again(run
     assert contents(train_text_encoder(run, "redder", tmp_path, CPU)) == made
 
 
-def test_the_encoder_differs_from_the_base_in_every_part_that_learns(run: Config, tmp_path: Path) -> None:
+def test_every_layer_of_the_encoder_is_trained(run: Config, tmp_path: Path) -> None:
     prepare(run, tmp_path, CPU)
     tuned = load_file(train_text_encoder(run, "redder", tmp_path, CPU) / "text_encoder/model.safetensors")
     frozen = load_base(run.base, CPU).text_encoder.state_dict()
@@ -336,7 +336,7 @@ def test_the_unet_is_tuned_on_the_mixs_encoder(run: Config, tmp_path: Path) -> N
     assert (tmp_path / "drawn.png").is_file()
 
 
-def test_prefixes_of_another_size(run: Config, tmp_path: Path) -> None:
+def test_prefixes_have_the_resolution_of_the_base(run: Config, tmp_path: Path) -> None:
     prepare(run, tmp_path, CPU)
     assert read_train_latents(run, tmp_path).shape == (8, 4, 4, 4)
     larger = changed(run, {"base": {"resolution": 64}})
@@ -347,7 +347,7 @@ def test_prefixes_of_another_size(run: Config, tmp_path: Path) -> None:
 def test_sdxl_in_bfloat16_with_both_encoders_and_a_multistep_solver(
     run: Config, family_folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    """The whole way: prefixes with the solver's history, two encoders in one run, the UNet after them, an image."""
+    """From prefixes with the solver's history over two encoders in one run and the UNet to an image."""
     settings = {
         "base": {"path": str(family_folders["sdxl"]), "resolution": 32, "dtype": "bfloat16"},
         "chain": {"scheduler": "dpmsolver"},
@@ -375,7 +375,7 @@ def test_training_without_prepare_says_what_to_do(run: Config, tmp_path: Path) -
         train_text_encoder(run, "redder", tmp_path, CPU)
 
 
-def test_a_failed_training_keeps_the_last_artifact_and_its_checkpoint(
+def test_a_failed_run_keeps_the_last_artifact_and_its_checkpoint(
     run: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare(run, tmp_path, CPU)

@@ -1,4 +1,4 @@
-"""What can be tuned: low-rank updates and the negative embedding, from training to a candidate that draws."""
+"""Low-rank updates and the negative embedding, from training to sampling with the candidate."""
 
 import json
 from pathlib import Path
@@ -30,13 +30,13 @@ def settings(run: Config, **train: Any) -> Config:
     return run.model_copy(update={"train": TrainConfig.model_validate({**run.train.model_dump(), **train})})
 
 
-def drawn(config: Config, name: str, root: Path) -> torch.Tensor:
+def sample(config: Config, name: str, root: Path) -> torch.Tensor:
     base = load_base(config.base, CPU)
     return Sampler(base, config.chain, 0.4).generate(PROMPTS, [1, 2], load_candidate(Candidate.find(name, root), base))
 
 
 @pytest.mark.parametrize("module", ["text_encoder", "unet"])
-def test_a_low_rank_update_starts_as_nothing_and_alone_is_trained(base: Base, module: str) -> None:
+def test_a_low_rank_update_starts_at_zero_and_only_it_is_trained(base: Base, module: str) -> None:
     model = add_lora(base.trainable(module), TuneConfig(lora_rank=2))
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert trained and all("lora_" in name for name in trained)
@@ -45,7 +45,7 @@ def test_a_low_rank_update_starts_as_nothing_and_alone_is_trained(base: Base, mo
     assert torch.equal(sampler.generate(PROMPTS, [1, 2], TunedModel(**{module: model})), sampler.generate(PROMPTS, [1, 2]))
 
 
-def test_a_merged_update_is_plain_weights_that_draw_the_same(base: Base, tmp_path: Path) -> None:
+def test_a_merged_update_is_plain_weights_with_the_same_output(base: Base, tmp_path: Path) -> None:
     model = add_lora(base.trainable("text_encoder"), TuneConfig(lora_rank=2, lora_alpha=4))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -61,16 +61,16 @@ def test_a_merged_update_is_plain_weights_that_draw_the_same(base: Base, tmp_pat
     assert any("lora_" in name for name, _ in model.named_parameters()), "what is trained on is not touched"
 
 
-def test_a_low_rank_candidate_is_trained_loaded_and_drawn(run: Config, tmp_path: Path) -> None:
+def test_a_low_rank_candidate_is_trained_loaded_and_sampled(run: Config, tmp_path: Path) -> None:
     run = settings(run, method="lora", lora_rank=2)
     run = run.model_copy(update={"train_unet": run.train_unet.model_copy(update={"method": "lora", "lora_rank": 2})})
     prepare(run, tmp_path, CPU)
     made = contents(train_text_encoder(run, "redder", tmp_path, CPU))
     assert {"text_encoder/model.safetensors", "lora/text_encoder/adapter_model.safetensors"} <= made.keys()
     assert contents(train_text_encoder(run, "redder", tmp_path, CPU)) == made, "the same bytes again"
-    assert not torch.equal(drawn(run, "redder", tmp_path), drawn(run, "base", tmp_path))
+    assert not torch.equal(sample(run, "redder", tmp_path), sample(run, "base", tmp_path))
     train_unet(run, "redder", tmp_path, CPU)
-    assert not torch.equal(drawn(run, "redder-unet", tmp_path), drawn(run, "redder", tmp_path))
+    assert not torch.equal(sample(run, "redder-unet", tmp_path), sample(run, "redder", tmp_path))
 
 
 def test_a_negative_embedding_alone_is_a_candidate(run: Config, tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_a_negative_embedding_alone_is_a_candidate(run: Config, tmp_path: Path) 
     base = load_base(run.base, CPU)
     empty = base.conditioning([""]).prompt_embeds[:1]
     assert learned.shape == empty.shape and (learned - empty).abs().max() > 0.1
-    assert not torch.equal(drawn(run, "redder", tmp_path), drawn(run, "base", tmp_path))
+    assert not torch.equal(sample(run, "redder", tmp_path), sample(run, "base", tmp_path))
     tuned = load_candidate(candidate, base)
     assert tuned is not None
     ours, frozen = (base.conditioning(PROMPTS, model).prompt_embeds for model in (tuned, None))
@@ -122,7 +122,7 @@ def test_a_negative_embedding_that_does_not_fit_is_refused(base: Base, tmp_path:
         base.conditioning(PROMPTS, load_candidate(Candidate.find(str(tmp_path), Path()), base))
 
 
-def test_something_must_be_tuned() -> None:
+def test_tuning_nothing_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"nothing is tuned"):
         TrainConfig(encoders=())
 

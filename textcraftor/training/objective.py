@@ -1,8 +1,8 @@
-"""The loss of a micro batch and its gradient, by the variants of which denoising steps carry it.
+"""The loss of a micro batch and its gradient, in variants that differ in which denoising steps carry gradient.
 
-Loss = -sum weight * reward; the sign is turned here, once. The backward pass is cut at two places, the prompt
-embeddings and z_0: the encoder runs once whatever lies behind it, images are decoded and scored in slices, and what
-is chosen (`batch_size`, `decode_size`, `gradient`) bounds the memory. A cut changes no gradient, not even its bits.
+Loss = -sum weight * reward. The backward pass is split at the prompt embeddings and at z_0, so that the encoder runs
+once and images are decoded and scored in slices; `batch_size`, `decode_size` and `gradient` bound the memory. The split
+does not change the gradient, not even its bits.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from textcraftor.training.data import Batch
 
 @dataclass(frozen=True)
 class Objective:
-    """What is minimised, and how its gradient travels back through the chain."""
+    """The loss and its gradient through the denoising chain."""
 
     base: Base
     sampler: Sampler
@@ -32,59 +32,59 @@ class Objective:
 
     @property
     def unet_is_sharded(self) -> bool:
-        """Whether the UNet is split over the processes, so that all must run it equally often, whatever they find."""
+        """Whether the UNet is sharded over the ranks, so that every rank must run it equally often, even after an error."""
         return is_sharded(self.base.pipe.unet)
 
     def backward(self, batch: Batch, tuned: TunedModel, step: int, share: float = 1.0) -> dict[str, float]:
-        """Add the gradient of `share` * loss, mean over the batch, to whatever of `tuned` is trained.
+        """Add the gradient of `share` * loss, averaged over the batch, to the trained parameters of `tuned`.
 
-        step: of training; what a variant draws depends on it and the seed alone, so that accumulation, a resumed run
-        and other processes draw the same.  Returns the loss and each reward's mean.
-        Raises TrainingError naming the reward that is not finite, before any gradient is added. Not of processes in
-        step: there a reward that is not finite shows in what is returned, and in the gradient.
+        step: training step. Random choices of a variant depend on it and the seed only, so that accumulation, a resumed
+        run and other ranks make the same.  Returns the loss and the mean of each reward.
+        Raises TrainingError naming a reward that is not finite, before any gradient is added. With a sharded UNet it
+        does not: the returned values and the gradient are then not finite.
         """
         conditioning = self.base.conditioning(batch.prompts, tuned)
         leaves = conditioning.detach()
         if self.tune.gradient == "stop_gradient":
-            values = self._streamed(leaves, tuned, batch, step, share)
+            values = self._stop_gradient_backward(leaves, tuned, batch, step, share)
         else:
-            latents = self._graph(leaves, tuned, batch, step)
+            latents = self._denoise(leaves, tuned, batch, step)
             cotangent, values = self._score(latents, batch, share)
             latents.backward(cotangent)
         conditioning.backward(leaves)
         return values
 
     def find_nonfinite_rewards(self, batch: Batch, tuned: TunedModel) -> list[str]:
-        """The rewards that are not finite, or whose gradient to the image isn't, for a message; none when it is the chain's."""
+        """Names of the rewards that are not finite, or whose gradient with respect to the images is not; for a message."""
         with torch.no_grad():
             conditioning = self.base.conditioning(batch.prompts, tuned)
             latents = self.sampler.finish(batch.latents, conditioning, tuned.unet)
             images = self.sampler.decode(latents)
-        broken = []
+        nonfinite = []
         for name, reward in self.mix.rewards.items():
             leaf = images.detach().requires_grad_(True)
             total = reward.score_rows(leaf, batch.text_features[name], batch.rows).sum()
             (gradient,) = torch.autograd.grad(total, leaf)
             if not (torch.isfinite(total) and torch.isfinite(gradient).all()):
-                broken.append(name)
-        return broken
+                nonfinite.append(name)
+        return nonfinite
 
-    def _graph(self, conditioning: Conditioning, tuned: TunedModel, batch: Batch, step: int) -> Tensor:
-        """z_0, or the prediction of it, with the graph of the steps that carry gradient."""
+    def _denoise(self, conditioning: Conditioning, tuned: TunedModel, batch: Batch, step: int) -> Tensor:
+        """z_0, or its prediction (`one_step`), with the autograd graph of the steps that carry gradient."""
         tune, sampler = self.tune, self.sampler
         if tune.gradient == "one_step":
-            at = sampler.num_inference_steps - tune.grad_steps + self._draw(step).integers(tune.grad_steps)
+            at = sampler.num_inference_steps - tune.grad_steps + self._random(step).integers(tune.grad_steps)
             return sampler.predict_original(batch.latents, conditioning, int(at), tuned.unet)
         grad_steps = tune.grad_steps
         if tune.gradient == "random":
-            grad_steps = int(self._draw(step).integers(1, tune.grad_steps, endpoint=True))
+            grad_steps = int(self._random(step).integers(1, tune.grad_steps, endpoint=True))
         return sampler.finish(batch.latents, conditioning, tuned.unet, grad_steps, tune.gradient_checkpointing)
 
-    def _streamed(
+    def _stop_gradient_backward(
         self, conditioning: Conditioning, tuned: TunedModel, batch: Batch, step: int, share: float
     ) -> dict[str, float]:
-        """DRTune (arXiv 2405.00760): with the UNet's latent input detached, dL/dz travels back through the solver alone,
-        and each chosen step's UNet graph is built, used and freed on its own."""
+        """DRTune (arXiv 2405.00760): the UNet's latent input is detached, so dL/dz flows through the solver alone, and the
+        UNet graph of each chosen step is built, used and freed on its own."""
         sampler, solver, unet = self.sampler, self.sampler.solver, tuned.unet or self.base.pipe.unet
         chosen = {call for at in self.chosen_steps(step) for call in solver.unet_calls(at)}
         state = solver.unpack(batch.latents.to(self.base.device, sampler.latents_dtype), sampler.switch_step)
@@ -110,37 +110,37 @@ class Objective:
         return values
 
     def chosen_steps(self, step: int) -> set[int]:
-        """`stop_gradient`: K step indices spread evenly over the tuned part, the offset drawn for each step."""
+        """`stop_gradient`: K step indices spread evenly over the tuned part of the chain, with a random offset."""
         first, tune = self.sampler.switch_step, self.tune
         stride = (self.sampler.num_inference_steps - first) / tune.grad_steps
-        offset = self._draw(step).random()
+        offset = self._random(step).random()
         return {first + int((k + offset) * stride) for k in range(tune.grad_steps)}
 
     def _score(self, latents: Tensor, batch: Batch, share: float) -> tuple[Tensor, dict[str, float]]:
-        """(d(share * loss)/dz_0, the means of loss and rewards), a slice of images at a time."""
+        """(d(share * loss)/dz_0, means of loss and rewards). Decodes and scores `decode_size` images at a time."""
         leaf = latents.detach().requires_grad_(True)
         size, totals = len(leaf), dict[str, float]()
         for start in range(0, size, self.tune.decode_size or size):
             stop = min(size, start + (self.tune.decode_size or size))
-            few, part = batch.part(start, stop), (stop - start) / size
+            part, fraction = batch.part(start, stop), (stop - start) / size
             images = self.sampler.decode(leaf[start:stop])
-            gradient, total, rewards = self._judge(images.detach(), few, part * share)
+            gradient, total, rewards = self._score_images(images.detach(), part, fraction * share)
             images.backward(gradient)
             for name, value in {"loss": -total.mean(), **{n: v.mean() for n, v in rewards.items()}}.items():
-                totals[name] = totals.get(name, 0.0) + float(value) * part
+                totals[name] = totals.get(name, 0.0) + float(value) * fraction
         assert leaf.grad is not None
         return leaf.grad, totals
 
-    def _judge(self, images: Tensor, batch: Batch, share: float) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """(d(share * loss)/d images, the total, each reward): one reward's graph in memory at a time.
+    def _score_images(self, images: Tensor, batch: Batch, share: float) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """(d(share * loss)/d images, total, rewards). Only one reward's graph is in memory at a time.
 
-        The last reward goes first, as it does in a graph of them all: the same gradient, bit for bit.
+        Rewards run in reverse order, as autograd does in a graph of all of them: the gradient is the same bit for bit.
         """
         leaf, rewards = images.requires_grad_(True), dict[str, Tensor]()
         for name in reversed(self.mix.weights):
             value = self.mix.score(name, leaf, batch.text_features, batch.rows)
             if not self.unet_is_sharded:
-                _refuse_nonfinite(name, value, batch.prompts)
+                _require_finite(name, value, batch.prompts)
             if not value.requires_grad:
                 raise TrainingError(
                     f"Reward {name} sends no gradient to the images, so nothing can be trained by it. Score them "
@@ -152,11 +152,11 @@ class Objective:
         assert leaf.grad is not None
         return leaf.grad, self.mix.total(rewards), rewards
 
-    def _draw(self, step: int) -> np.random.Generator:
+    def _random(self, step: int) -> np.random.Generator:
         return np.random.default_rng([self.tune.seed, step])
 
 
-def _refuse_nonfinite(name: str, values: Tensor, prompts: list[str]) -> None:
+def _require_finite(name: str, values: Tensor, prompts: list[str]) -> None:
     if not torch.isfinite(values).all():
         raise TrainingError(
             f"Reward {name} is not finite for a prompt among {prompts[:3]}...; "

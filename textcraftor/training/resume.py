@@ -7,8 +7,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from textcraftor.artifact import base_identity, identity
-from textcraftor.cache.prepare import reward_facts
 from textcraftor.config import Config, TuneConfig
 from textcraftor.distributed import data_parallel
 from textcraftor.training.checkpoint import FILE_NAME, differences, read_facts
@@ -21,7 +19,7 @@ EXECUTION_SETTINGS = frozenset(
         "decode_size",
         "gradient_checkpointing",
         "channels_last",
-        "frozen_kernels",
+        "selective_checkpointing",
         "compile",
         "activation_budget",
         "shard",
@@ -42,26 +40,28 @@ def run_facts(
     samples are taken from the stream by optimiser step.
 
     section: of `tune` in the configuration, `train` or `train_unet`.  parts: the modules that are tuned.  weights: of the
-    rewards in the mix.  record: the proof, for its digests of inputs and its library versions.
+    rewards in the mix.  record: the proof, for its digests of models and inputs and its library versions.
     """
     apart = OUTPUT_SETTINGS | EXECUTION_SETTINGS | {"batch_size", "accumulation"}
     samples = tune.batch_size * tune.accumulation * data_parallel.world_size()
     base = config.base.model_dump(
-        mode="json", exclude={"path", "config", "revision", "tiny_vae", "vae_slicing", "vae_gradient_checkpointing"}
+        mode="json", exclude={*config.base.own_files(), "revision", "vae_slicing", "vae_gradient_checkpointing"}
     )
     return {
         "parts": parts,
-        section: {**tune.model_dump(mode="json", exclude=set(apart)), "samples_per_step": samples},
-        "base": {
-            "weights": base_identity(config.base),
-            "tiny_vae": identity(config.base.tiny_vae) if config.base.tiny_vae else None,
-            **base,
-        },
+        section: {**tune.model_dump(mode="json", exclude=set(apart)), "batch_size x accumulation x processes": samples},
+        "base": {"weights": record["models"]["base"], **base},
         "chain": config.train_chain.model_dump(mode="json"),
         "switch_at": config.train.switch_at,
         "images_per_prompt": config.train.images_per_prompt,
         "mix": dict(weights),
-        "rewards": {name: reward_facts(config.rewards[name]) for name in weights},
+        "rewards": {
+            name: {
+                **config.rewards[name].model_dump(mode="json", exclude={*config.rewards[name].own_files(), "licence"}),
+                "weights": record["models"][name],
+            }
+            for name in weights
+        },
         "inputs": record["inputs"],
         "versions": record["versions"],
     }

@@ -174,9 +174,7 @@ def _run(
     their weights into.
     """
     out = root / (unet_folder(mix) if stage == "train-unet" else encoder_folder(mix))
-    facts = run_facts(
-        config.at(root), trainer.tune, stage.replace("-", "_"), list(parts), trainer.objective.mix.weights, record
-    )
+    facts = run_facts(config, trainer.tune, stage.replace("-", "_"), list(parts), trainer.objective.mix.weights, record)
     runs = root / training_state(stage, mix)
     state = runs / facts_key(facts)[:16]
     finished = state.with_name(state.name + FINISHED)
@@ -185,7 +183,7 @@ def _run(
         clear_aside(out)
         if not (state / FILE_NAME).exists():
             for line in describe_other_checkpoints(state, facts):
-                Console(stderr=True).print(line, highlight=False)
+                Console(stderr=True).print(line, highlight=False, soft_wrap=True)
     progress = trainer.fit(state, facts, _preview_rows(config, root, trainer.objective.sampler))
     parts |= {name: fsdp.unshard(parts[name], meta) for name, meta in (meta_copies or {}).items()}
     if data_parallel.rank() == 0:
