@@ -20,7 +20,7 @@ from textcraftor.config import Config, PromptsConfig
 from textcraftor.errors import PromptError
 from textcraftor.layout import CURATED, EXPECTATIONS, VALIDATION, VALIDATION_PAGE
 from textcraftor.prompts.categories import categories
-from textcraftor.prompts.curation import alike, blocked, read_benchmarks
+from textcraftor.prompts.curation import blocked, read_benchmarks, resembles_any
 from textcraftor.prompts.sources import source_name
 from textcraftor.prompts.splits import FEWEST_HELDOUT
 from textcraftor.prompts.table import SCHEMA, noise_seed, prompt_id, read_table
@@ -173,8 +173,8 @@ def _with_evidence(tables: Tables, config: PromptsConfig, root: Path) -> Tables:
             "foreign": pl.Series([parse(prompt) is None for prompt in prompts], dtype=pl.Boolean),
         }
         if name == "train":
-            rules["like_heldout"] = alike(prompts, heldout, config.near_duplicate)
-            rules["like_benchmark"] = alike(prompts, benchmarks, config.near_duplicate)
+            rules["like_heldout"] = resembles_any(prompts, heldout, config.near_duplicate)
+            rules["like_benchmark"] = resembles_any(prompts, benchmarks, config.near_duplicate)
         extended[name] = table.with_columns(
             pl.Series("cleaned", map(clean, prompts), dtype=pl.String),
             pl.Series("own_id", map(prompt_id, prompts), dtype=pl.String),

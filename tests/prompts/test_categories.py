@@ -29,7 +29,7 @@ def test_no_word_is_listed_twice() -> None:
     assert len(words) == len(set(words))
 
 
-def test_the_tiny_world_tells_language_and_number_of_things() -> None:
+def test_categories_of_the_tiny_world_are_language_and_number_of_objects() -> None:
     prompts = [
         "a small red circle on a white background, flat",
         "a small red circle left of a large blue square on a white background, flat",
@@ -41,13 +41,13 @@ def test_the_tiny_world_tells_language_and_number_of_things() -> None:
         classify(pl.Series(["a photo of a dog"]), "tiny")
 
 
-def test_plain_and_rich_are_told_apart_over_the_whole_language() -> None:
+def test_plain_and_rich_prompts_are_distinguished() -> None:
     plain = classify(pl.Series(sample_prompts(200, seed=0, rich_fraction=0)), "tiny")
     rich = classify(pl.Series(sample_prompts(500, seed=0, rich_fraction=1)), "tiny")
     assert set(plain) == {"plain_one", "plain_two"}
     assert rich.str.starts_with("rich").mean() > 0.95  # a rich sentence can happen to be a plain one
 
 
-def test_categories_names_all_that_classify_gives() -> None:
+def test_categories_lists_all_results_of_classify() -> None:
     assert categories("any") == ANY_CATEGORIES == (*WORDS, "other")
     assert categories("tiny") == TINY_CATEGORIES

@@ -15,7 +15,7 @@ def shingles(prompt: str) -> set[tuple[str, ...]]:
 
 
 def by_comparing_all(prompts: list[str], threshold: float) -> set[tuple[int, int]]:
-    """The definition, quadratic."""
+    """Compare all pairs."""
     sets = [shingles(prompt) for prompt in prompts]
     return {
         (row, earlier)
@@ -26,7 +26,7 @@ def by_comparing_all(prompts: list[str], threshold: float) -> set[tuple[int, int
 
 
 def variations(count: int) -> list[str]:
-    """Random sentences, half of them small edits of earlier ones."""
+    """Random sentences, half of them edits of earlier ones."""
     rng = random.Random(0)
     words = [f"w{i}" for i in range(60)]
     prompts: list[list[str]] = []
@@ -41,7 +41,7 @@ def variations(count: int) -> list[str]:
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.8, 0.9, 1.0])
-def test_finds_exactly_what_comparing_all_pairs_finds(threshold: float) -> None:
+def test_result_equals_the_comparison_of_all_pairs(threshold: float) -> None:
     prompts = variations(400)
     expected = by_comparing_all(prompts, threshold)
     assert expected
@@ -50,7 +50,7 @@ def test_finds_exactly_what_comparing_all_pairs_finds(threshold: float) -> None:
     assert found["similarity"].min() >= threshold - 1e-9
 
 
-def test_small_batches_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_batches_give_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = pl.Series(variations(300))
     whole = near_duplicates(prompts, 0.5)
     monkeypatch.setattr(duplicates, "PAIRS_AT_ONCE", 50)
@@ -63,7 +63,7 @@ def test_case_and_punctuation_do_not_count_but_word_order_does() -> None:
 
 
 @pytest.mark.parametrize("prompts", [[], ["", "!!!", "🙂"], ["one prompt alone"], ["word", "other"]])
-def test_nothing_to_find(prompts: list[str]) -> None:
+def test_prompts_without_near_duplicates(prompts: list[str]) -> None:
     assert near_duplicates(pl.Series(prompts, dtype=pl.String), 0.5).is_empty()
 
 

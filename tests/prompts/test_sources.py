@@ -49,13 +49,13 @@ def test_rows_without_a_prompt_are_kept_to_be_counted(tmp_path: Path) -> None:
     assert read_file(written(tmp_path / "p.json", '[{"prompt": "a"}, {"prompt": null}, {}]')) == ["a", None, None]
 
 
-def test_the_column_is_found_whatever_its_case_and_an_exact_name_wins(tmp_path: Path) -> None:
+def test_column_names_ignore_case_and_an_exact_match_wins(tmp_path: Path) -> None:
     path = written(tmp_path / "p.csv", "PROMPT,prompt,Title\nupper,lower,title\n")
     assert read_file(path) == ["lower"]
     assert read_file(path, "title") == ["title"]
 
 
-def test_usual_names_stand_in_for_the_default_column_but_never_for_a_chosen_one(tmp_path: Path) -> None:
+def test_usual_names_replace_the_default_column_only(tmp_path: Path) -> None:
     path = written(tmp_path / "p.csv", "n,Caption,text\n1,a caption,a text\n")
     assert read_file(path) == ["a text"]
     with pytest.raises(PromptError, match=r"no column 'title'. It has: n, Caption, text"):
@@ -85,14 +85,14 @@ def test_usual_names_stand_in_for_the_default_column_but_never_for_a_chosen_one(
         ("p.xlsx", b"PK", r"suffix '.xlsx'. Prompts are read from .txt, .csv, .tsv, .json, .jsonl, .parquet"),
     ],
 )
-def test_an_unreadable_file_is_one_clear_line(tmp_path: Path, name: str, content: bytes, complaint: str) -> None:
+def test_an_unreadable_file_is_a_one_line_error(tmp_path: Path, name: str, content: bytes, complaint: str) -> None:
     with pytest.raises(PromptError, match=complaint) as raised:
         read_file(written(tmp_path / name, content))
     assert name in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
-def test_missing_and_folder(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_folder_are_errors(tmp_path: Path) -> None:
     with pytest.raises(PromptError, match="does not exist"):
         read_file(tmp_path / "none.txt")
     (tmp_path / "folder.txt").mkdir()
@@ -100,7 +100,7 @@ def test_missing_and_folder(tmp_path: Path) -> None:
         read_file(tmp_path / "folder.txt")
 
 
-def test_sources_are_read_relative_to_the_root_and_named(tmp_path: Path) -> None:
+def test_sources_are_relative_to_the_root(tmp_path: Path) -> None:
     written(tmp_path / "mine.txt", "a\n")
     mine = FileSource(kind="file", path="mine.txt")
     assert read_source(mine, tmp_path) == ["a\n"]

@@ -21,7 +21,7 @@ def table(prompts: list[str]) -> pl.DataFrame:
     )
 
 
-def test_identity_is_the_normalised_text() -> None:
+def test_the_id_depends_on_the_normalised_text() -> None:
     assert prompt_id("A red  circle ") == prompt_id("a red circle")
     assert prompt_id("a red circle") != prompt_id("a red circles")
     # Written down once: seeds of past runs, cached latents and scores all hang on it.
@@ -47,7 +47,7 @@ def test_round_trip_gives_the_same_bytes_in_any_order_of_rows(tmp_path: Path) ->
     assert back.equals(rows.sort("prompt_id"))
 
 
-def test_reading_what_is_no_prompt_table_says_what_to_do(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_prompt_table_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(PromptError, match=r"does not exist.*textcraftor curate"):
         read_prompts(tmp_path / "none.parquet")
     (tmp_path / "rubbish.parquet").write_text("not parquet")

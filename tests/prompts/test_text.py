@@ -24,7 +24,7 @@ def test_clean(typed: str, cleaned: str) -> None:
     assert clean(typed) == cleaned
 
 
-def test_cleaning_twice_changes_nothing_whatever_was_typed() -> None:
+def test_cleaning_twice_changes_nothing() -> None:
     rng = random.Random(0)
     alphabet = [chr(rng.randrange(0x110000)) for _ in range(3000)] + [chr(code) for code in range(0x3000)]
     for _ in range(3000):
@@ -35,6 +35,6 @@ def test_cleaning_twice_changes_nothing_whatever_was_typed() -> None:
         assert not any(unicodedata.category(character) in ("Cc", "Cs") for character in once)
 
 
-def test_prompts_that_differ_by_case_and_spacing_are_one() -> None:
+def test_prompts_that_differ_in_case_and_spacing_are_duplicates() -> None:
     assert normalise("  A Red\nCIRCLE ") == normalise("a red circle") == "a red circle"
     assert normalise("a red circle") != normalise("a red circle.")

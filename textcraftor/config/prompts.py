@@ -42,6 +42,12 @@ class PromptsConfig(Section):
     near_duplicate: Annotated[float, Field(gt=0, le=1)] = Field(
         0.9, description="Jaccard similarity from which two prompts are one; 1: exact only"
     )
-    heldout: Positive = Field(512, description="rows kept for evaluation, never trained on")
+    heldout_share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.2,
+        description="share of all prompts that is held out, chosen by each prompt's hash with `seed`. Settle both before the "
+        "first training: they alone decide which prompts are never trained on. 0.001 is enough of millions of prompts. "
+        "Without effect where a source is marked held_out",
+    )
+    heldout: Positive = Field(512, description="at most this many of the held-out prompts are evaluated on")
     max_train: Positive | None = Field(None, description="at most this many train rows")
     seed: int = 0

@@ -1,4 +1,4 @@
-"""Prompts: where they come from, how they are cleaned, and which of them training never sees."""
+"""Prompts: reading sources, cleaning, deduplication, and the split into train and held-out."""
 
 from textcraftor.prompts.curation import CurationSummary, curate
 from textcraftor.prompts.table import noise_seed, prompt_id, read_prompts

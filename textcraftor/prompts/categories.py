@@ -1,8 +1,7 @@
-"""What a prompt is about, coarsely: enough to split evenly and to see which kind a candidate fails at.
+"""A coarse category for each prompt, to stratify the evaluation and to see which kind of prompt a candidate fails at.
 
-In the tiny world a category says which language the prompt speaks and how many things it names. For
-any other prompt it is that of the first word that a list below knows, for people name the subject
-first and its surroundings later. Word lists cannot understand; `other` is an honest answer.
+In the tiny world the category is the prompt's language and its number of objects. Elsewhere it is that of the first word
+found in the lists below, because people usually name the subject before its surroundings; `other` if no word is found.
 """
 
 from typing import Final, Literal
@@ -14,7 +13,7 @@ from textcraftor.tiny.language import parse, plain_caption
 
 World = Literal["any", "tiny"]
 
-# Singular forms; a plural in -s or -es is recognised too.
+# Singular forms; plurals in -s or -es are recognised too.
 WORDS: Final[dict[str, str]] = {
     "people": """
         man men woman women person people boy girl child children kid baby lady gentleman guy face couple
@@ -64,12 +63,12 @@ TINY_CATEGORIES: Final = ("plain_one", "plain_two", "rich_one", "rich_two")
 
 
 def categories(world: World) -> tuple[str, ...]:
-    """Every category that `classify` can give in this world."""
+    """Every category that `classify` can return for this world."""
     return TINY_CATEGORIES if world == "tiny" else ANY_CATEGORIES
 
 
 def classify(prompts: pl.Series, world: World) -> pl.Series:
-    """The category of each prompt. In the tiny world every prompt must parse (ValueError)."""
+    """The category of each prompt. Raises ValueError for a prompt that is not of the tiny world, where that is the world."""
     if world == "tiny":
         return pl.Series("category", [_tiny_category(prompt) for prompt in prompts], dtype=pl.String)
     known = {word: name for name, words in WORDS.items() for word in words.split()}

@@ -1,4 +1,4 @@
-"""Curation: sources -> clean -> within bounds -> distinct -> classified -> split. Every drop is counted."""
+"""Curation: read sources, clean, filter, deduplicate, classify and split. Every dropped row is counted with its reason."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -13,28 +13,29 @@ from textcraftor.errors import PromptError
 from textcraftor.prompts.categories import classify
 from textcraftor.prompts.duplicates import near_duplicates
 from textcraftor.prompts.sources import read_file, read_source, source_name
-from textcraftor.prompts.splits import FEWEST_HELDOUT, split
+from textcraftor.prompts.splits import FEWEST_HELDOUT, is_held_out, split
 from textcraftor.prompts.table import noise_seed, prompt_id, write_prompts
 from textcraftor.prompts.text import clean
 from textcraftor.tiny.language import parse
 
-# Why a row is dropped, in the order in which the reasons are tried; the first that holds is counted.
+# Reasons to drop a row, in the order in which they are tried; the first that applies is counted.
 REASONS: Final = {
-    "empty": "no text, or nothing but spaces and control characters",
+    "empty": "no text, or only spaces and control characters",
     "too_short": "fewer characters than prompts.min_characters",
     "too_long": "more characters than prompts.max_characters",
-    "blocked": "holds a word of prompts.blocklist",
-    "foreign": "prompts.world is tiny, and the prompt names nothing of it",
+    "blocked": "contains a word of prompts.blocklist",
+    "foreign": "prompts.world is tiny, and the prompt is not of its language",
     "repeated": "the same prompt as an earlier row, case and spacing aside",
     "benchmark": "a benchmark prompt, or a near duplicate of one",
-    "near_duplicate": "nearly the same as an earlier row",
+    "near_duplicate": "a near duplicate of a row that is kept",
+    "reserve": "held out, and beyond prompts.heldout: neither trained nor evaluated on",
     "surplus": "beyond prompts.max_train",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class SourceCount:
-    """What became of one source: read = train + heldout + all that was dropped."""
+    """Row counts of one source: read = train + heldout + the sum of dropped."""
 
     licence: str
     read: int
@@ -45,7 +46,7 @@ class SourceCount:
 
 @dataclass(frozen=True, slots=True)
 class CurationSummary:
-    """What curation did, as curation.json tells it. notes: what a reader should know about the outcome."""
+    """What curation did, as written to curation.json. notes: remarks on the outcome, such as too few held-out prompts."""
 
     train: int
     heldout: int
@@ -56,12 +57,12 @@ class CurationSummary:
 
 
 def curate(config: PromptsConfig, root: Path, out: Path) -> CurationSummary:
-    """Write OUT/train.parquet, OUT/heldout.parquet and OUT/curation.json, all or nothing.
+    """Write OUT/train.parquet, OUT/heldout.parquet and OUT/curation.json, atomically.
 
-    root: what the sources' relative paths start at.  out: a folder, replaced as a whole.
-    The same sources and config give the same bytes. No two rows of the two tables are the same or
-    near duplicates, and none is one of a benchmark prompt.
-    Raises PromptError when a source cannot be read, or too few prompts survive to train and evaluate.
+    root: the folder that relative paths of sources start from.  out: a folder, replaced as a whole.
+    The same sources and config give the same bytes. The two tables contain no duplicates or near duplicates of each other,
+    of themselves or of a benchmark prompt.
+    Raises PromptError when a source cannot be read, or too few prompts are left to train and evaluate.
     """
     rows = _read(config, root)
     benchmarks = read_benchmarks(config, root)
@@ -82,12 +83,16 @@ def curate(config: PromptsConfig, root: Path, out: Path) -> CurationSummary:
         rows = drop(rows, pl.Series([parse(prompt) is None for prompt in rows["prompt"]], dtype=pl.Boolean), "foreign")
     rows = rows.with_columns(pl.Series("prompt_id", map(prompt_id, rows["prompt"]), dtype=pl.String))
     rows = drop(rows, ~pl.col("prompt_id").is_first_distinct(), "repeated")
-    rows = drop(rows, alike(rows["prompt"], benchmarks, config.near_duplicate), "benchmark")
-    rows = drop(rows, _like_earlier(rows["prompt"], config.near_duplicate), "near_duplicate")
+    rows = drop(rows, resembles_any(rows["prompt"], benchmarks, config.near_duplicate), "benchmark")
+    if not _held_out(config):
+        # Of near duplicates the earlier row is kept. Train rows come first, so that no held-out prompt resembles one.
+        held_out = is_held_out(rows["prompt_id"], config.heldout_share, config.seed)
+        rows = pl.concat([rows.filter(~held_out), rows.filter(held_out)])
+    rows = drop(rows, _repeats_earlier(rows["prompt"], config.near_duplicate), "near_duplicate")
     if rows.height < 2 * FEWEST_HELDOUT:
         raise PromptError(
             f"{rows.height or 'No'} prompts survive curation; {2 * FEWEST_HELDOUT} are the least to train on some "
-            f"and evaluate on others. Dropped: {_told(drops)}. Add prompts.sources, or loosen what drops them"
+            f"and evaluate on others. Dropped: {_describe_drops(drops)}. Add prompts.sources, or loosen what drops them"
         )
 
     rows = rows.with_columns(
@@ -95,12 +100,14 @@ def curate(config: PromptsConfig, root: Path, out: Path) -> CurationSummary:
         classify(rows["prompt"], config.world),
         pl.Series("words", [len(prompt.split()) for prompt in rows["prompt"]], dtype=pl.Int64),
     )
-    tables = split(rows, config.heldout, config.max_train, config.seed, _held_out(config))
+    tables = split(rows, config.heldout, config.heldout_share, config.max_train, config.seed, _held_out(config))
     if tables.heldout.height < FEWEST_HELDOUT or tables.train.is_empty():
+        remedy = "Give sources with held_out: true and others without" if _held_out(config) else "Add prompts"
         raise PromptError(
             f"{tables.train.height} prompts are left to train on and {tables.heldout.height} to evaluate on; one and "
-            f"{FEWEST_HELDOUT} are the least. Dropped: {_told(drops)}. Give sources with held_out: true and others without"
+            f"{FEWEST_HELDOUT} are the least. Dropped: {_describe_drops(drops)}. {remedy}"
         )
+    drops["reserve"] = _per_source(tables.reserve)
     drops["surplus"] = _per_source(tables.surplus)
 
     summary = _summary(config, tables.train, tables.heldout, read, drops)
@@ -113,18 +120,18 @@ def curate(config: PromptsConfig, root: Path, out: Path) -> CurationSummary:
 
 
 def _held_out(config: PromptsConfig) -> list[str]:
-    """The names of the sources that are evaluated on, and never trained on."""
+    """Names of the sources marked held_out: evaluated on, never trained on."""
     return [source_name(source) for source in config.sources if isinstance(source, FileSource) and source.held_out]
 
 
 def read_benchmarks(config: PromptsConfig, root: Path) -> pl.Series:
-    """Every prompt of `prompts.benchmarks`, cleaned."""
+    """All prompts of `prompts.benchmarks`, cleaned."""
     texts = [text for source in config.benchmarks for text in read_file(root / source.path, source.column)]
     return pl.Series("prompt", [clean(text) for text in texts if text], dtype=pl.String)
 
 
-def alike(prompts: pl.Series, others: pl.Series, threshold: float) -> pl.Series:
-    """Which prompts are the same as one of the others or, below a threshold of 1, a near duplicate of one."""
+def resembles_any(prompts: pl.Series, others: pl.Series, threshold: float) -> pl.Series:
+    """Mask of the prompts that equal one of `others` or, for a threshold below 1, are a near duplicate of one."""
     same = pl.Series(map(prompt_id, prompts), dtype=pl.String).is_in({prompt_id(other) for other in others})
     if threshold == 1 or others.is_empty():
         return same
@@ -134,7 +141,7 @@ def alike(prompts: pl.Series, others: pl.Series, threshold: float) -> pl.Series:
 
 
 def _read(config: PromptsConfig, root: Path) -> pl.DataFrame:
-    """All rows of all sources, cleaned; earlier rows win, so what is held out comes first, then the profile's order."""
+    """All rows of all sources, cleaned. Of duplicates the first is kept, so sources marked held_out come first."""
     frames = []
     held_out = _held_out(config)
     for source in sorted(config.sources, key=lambda source: source_name(source) not in held_out):
@@ -146,15 +153,16 @@ def _read(config: PromptsConfig, root: Path) -> pl.DataFrame:
 
 
 def blocked(blocklist: Iterable[str]) -> pl.Expr:
+    """Whether a prompt contains one of these words, case aside."""
     words = [pl.escape_regex(clean(word).lower()) for word in blocklist if clean(word)]
     if not words:
         return pl.lit(False)
-    # Not \b: a blocked word may itself begin or end with a sign.
+    # Not \b: a blocked word may begin or end with a character that is not a word character, as in "c++".
     return pl.col("prompt").str.to_lowercase().str.contains(rf"(?:^|\W)(?:{'|'.join(words)})(?:\W|$)")
 
 
-def _like_earlier(prompts: pl.Series, threshold: float) -> pl.Series:
-    """Which rows are near duplicates of an earlier row that stays; none with a threshold of 1."""
+def _repeats_earlier(prompts: pl.Series, threshold: float) -> pl.Series:
+    """Mask of the rows that are near duplicates of an earlier row that is kept; none for a threshold of 1."""
     dropped: set[int] = set()
     if threshold < 1:
         for row, earlier in near_duplicates(prompts, threshold).select("row", "earlier").iter_rows():
@@ -171,9 +179,9 @@ def _per_category(rows: pl.DataFrame) -> dict[str, int]:
     return dict(rows["category"].value_counts().sort("category").iter_rows())
 
 
-def _told(drops: Mapping[str, Mapping[str, int]]) -> str:
+def _describe_drops(drops: Mapping[str, Mapping[str, int]]) -> str:
     totals = {reason: sum(counts.values()) for reason, counts in drops.items()}
-    return ", ".join(f"{reason} {total}" for reason, total in totals.items() if total) or "nothing, the sources hold no rows"
+    return ", ".join(f"{reason} {total}" for reason, total in totals.items() if total) or "nothing, the sources have no rows"
 
 
 def _summary(
@@ -199,8 +207,8 @@ def _summary(
         notes.append(f"prompts.heldout asks for {config.heldout}; the sources marked held_out gave {heldout.height}")
     elif heldout.height < config.heldout:
         notes.append(
-            f"prompts.heldout asks for {config.heldout}, but at most half of the "
-            f"{train.height + heldout.height} prompts are held out: evaluation runs on {heldout.height}"
+            f"prompts.heldout asks for {config.heldout}; prompts.heldout_share = {config.heldout_share} of "
+            f"{train.height + heldout.height} prompts gave {heldout.height}: evaluation runs on those"
         )
     return CurationSummary(
         train=train.height,
@@ -213,6 +221,6 @@ def _summary(
 
 
 def _record(summary: CurationSummary, config: PromptsConfig, root: Path) -> dict[str, Any]:
-    files = {source.path for source in (*config.sources, *config.benchmarks) if isinstance(source, FileSource)}
+    files = [source.path for source in (*config.sources, *config.benchmarks) if isinstance(source, FileSource)]
     inputs = {path: root / path for path in files}
     return {**asdict(summary), "reasons": REASONS, "proof": proof({"prompts": config}, inputs, config.seed)}

@@ -3,16 +3,15 @@
 An exact set-similarity join by prefix filtering (Chaudhuri, Ganti and Kaushik, "A Primitive Operator
 for Similarity Joins in Data Cleaning", ICDE 2006; Bayardo, Ma and Srikant, "Scaling Up All Pairs
 Similarity Search", WWW 2007). With the shingles of every prompt ordered from rare to common, two
-prompts of similarity t can only be as alike as that when they share one of their first
-`n - ceil(t n) + 1` shingles. So only prompts that share a rare shingle are ever compared, and unlike
-MinHash none is missed: "no near duplicate of a held-out prompt is in train" holds, not nearly holds.
+prompts can only have similarity t when they share one of their first `n - ceil(t n) + 1` shingles. So
+only prompts that share a rare shingle are compared, and unlike with MinHash no pair is missed.
 """
 
 from collections.abc import Iterator
 
 import polars as pl
 
-# Candidate pairs held at once; bounds the memory of the join, not its result.
+# Candidate pairs in memory at a time; does not change the result.
 PAIRS_AT_ONCE = 20_000_000
 
 
@@ -20,15 +19,15 @@ def near_duplicates(prompts: pl.Series, threshold: float) -> pl.DataFrame:
     """All pairs of rows with a Jaccard similarity of at least `threshold` over their shingles.
 
     threshold: in (0, 1].  Returns columns `row`, `earlier` (row > earlier) and `similarity`, sorted.
-    A shingle is two neighbouring words, case and punctuation aside: word order counts, since "a cat
-    on a dog" is not "a dog on a cat". A prompt of one word is its own shingle; one without any word
-    has no near duplicate.
+    A shingle is two neighbouring words, ignoring case and punctuation, so word order counts: "a cat on a
+    dog" is not "a dog on a cat". A prompt of one word is its own shingle; a prompt without words has no
+    near duplicate.
     """
     shingles = _shingles(prompts)
     common = pl.len().over("shingle")
     size = pl.len().over("row")
     ordered = shingles.with_columns(common.alias("common"), size.cast(pl.Int64).alias("size")).sort("row", "common", "shingle")
-    # The tolerance keeps 0.9 * 10 from needing ten shingles of ten.
+    # The tolerance absorbs rounding: 0.9 * 10 must need nine shingles, not ten.
     needed = (pl.col("size") * threshold - 1e-9).ceil().cast(pl.Int64)
     position = pl.int_range(pl.len()).over("row")
     prefixes = ordered.filter(position < pl.col("size") - needed + 1).select("row", "shingle", "size")
@@ -52,9 +51,9 @@ def _shingles(prompts: pl.Series) -> pl.DataFrame:
 
 
 def _candidates(prefixes: pl.DataFrame, threshold: float) -> Iterator[pl.DataFrame]:
-    """Pairs of rows that share a prefix shingle and are near enough in size, a bounded number at a time."""
+    """Pairs of rows that share a prefix shingle and are close enough in size, a bounded number at a time."""
     shared = prefixes.filter(pl.len().over("shingle") > 1).sort("row")
-    # A row meets at most every other holder of its shingle: cut where the running total fills a batch.
+    # A row pairs with at most every other row of its shingle: start a batch where the running total fills one.
     batch = (pl.len().over("shingle").cum_sum() // PAIRS_AT_ONCE).alias("batch")
     for probe in shared.with_columns(batch).partition_by("batch", include_key=False):
         pairs = probe.join(shared, on="shingle", suffix="_earlier").filter(
@@ -65,7 +64,7 @@ def _candidates(prefixes: pl.DataFrame, threshold: float) -> Iterator[pl.DataFra
 
 
 def _verified(pairs: pl.DataFrame, shingles: pl.DataFrame, threshold: float) -> pl.DataFrame:
-    """Of the candidate pairs, those that truly are as similar as `threshold`."""
+    """The candidate pairs whose similarity is at least `threshold`."""
     shared = (
         pairs.join(shingles, on="row")
         .join(shingles.rename({"row": "earlier"}), on=["earlier", "shingle"])

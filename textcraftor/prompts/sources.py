@@ -1,7 +1,6 @@
-"""Where prompts come from: the tiny world's own language, or a file of one of six formats.
+"""Reading of prompt sources: generated prompts of the tiny world, or a file in one of six formats.
 
-A source is read as it is, nothing dropped: a row without a prompt is None, so that curation can
-count it. Whatever makes a file unreadable is the user's to know, in one line, before work starts.
+Nothing is dropped: a row without a prompt is None, so that curation can count it. An unreadable file raises PromptError.
 """
 
 import json
@@ -23,14 +22,14 @@ Rows = list[str | None]
 
 
 def source_name(source: PromptSource) -> str:
-    """The name under which a source's rows are counted: its path as configured, or the scenes' seed."""
+    """The name of a source in counts and tables: its path as configured, or the scenes' seed."""
     return f"scenes/{source.seed}" if isinstance(source, SceneSource) else source.path
 
 
 def read_source(source: PromptSource, root: Path) -> Rows:
-    """Every row of a source in its own order; None where a row holds no prompt.
+    """Every row of a source in its own order; None for a row without a prompt.
 
-    root: what a relative path is relative to.
+    root: the folder that a relative path starts from.
     Raises PromptError when the file is missing, empty, not UTF-8, malformed, or lacks the column.
     """
     if isinstance(source, SceneSource):
@@ -41,7 +40,7 @@ def read_source(source: PromptSource, root: Path) -> Rows:
 
 
 def read_file(path: Path, column: str = DEFAULT_COLUMN) -> Rows:
-    """The prompts of one file, its format told by its suffix. Raises PromptError, see `read_source`."""
+    """The prompts of one file, whose suffix names its format. Raises PromptError, see `read_source`."""
     read = FORMATS.get(path.suffix.lower())
     if read is None:
         raise PromptError(
@@ -63,7 +62,7 @@ def read_file(path: Path, column: str = DEFAULT_COLUMN) -> Rows:
 
 
 def _require_text(path: Path) -> None:
-    """Refuse a file that is empty or not UTF-8, saying where: a wrong encoding reads as rubbish prompts."""
+    """Raise PromptError for a file that is empty or not UTF-8, with the position of the first wrong byte."""
     offset, blank = 0, True
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -90,12 +89,12 @@ def _read_csv(path: Path, column: str) -> Rows:
 
 
 def _read_tsv(path: Path, column: str) -> Rows:
-    # Prompt sets in this format are written raw: a quotation mark is part of the prompt (PartiPrompts).
+    # TSV prompt sets are unquoted: a quotation mark is part of the prompt (PartiPrompts).
     return _read_table(path, column, separator="\t", quote=None)
 
 
 def _read_table(path: Path, column: str, separator: str, quote: str | None) -> Rows:
-    # All columns, not the one: only then is a row with too many fields an error, and not a prompt cut at its comma.
+    # Read all columns: only then is a row with too many fields an error, and not a prompt cut at its comma.
     table = pl.read_csv(path, separator=separator, quote_char=quote, infer_schema=False)
     return table[_find_column(path, column, table.columns)].to_list()
 
@@ -129,7 +128,7 @@ def _parse(path: Path, text: str, where: str) -> Any:
 
 
 def _from_items(path: Path, column: str, items: Iterator[tuple[str, Any]]) -> Rows:
-    """Strings as they are, objects by the column; which key that is, the first object says."""
+    """Prompts of a list of strings or objects; the first object decides which key holds the prompt."""
     rows: Rows = []
     key: str | None = None
     for where, item in items:
@@ -142,16 +141,16 @@ def _from_items(path: Path, column: str, items: Iterator[tuple[str, Any]]) -> Ro
     return rows
 
 
-def _find_column(path: Path, wanted: str, names: list[str]) -> str:
-    """The column meant by `wanted`, whatever its case; other usual names stand in for the default alone."""
-    candidates = [wanted, *FALLBACK_COLUMNS] if wanted == DEFAULT_COLUMN else [wanted]
+def _find_column(path: Path, requested: str, names: list[str]) -> str:
+    """The column named `requested`, ignoring case; for the default name, also the other usual names."""
+    candidates = [requested, *FALLBACK_COLUMNS] if requested == DEFAULT_COLUMN else [requested]
     for candidate in candidates:
         matches = [name for name in names if name.strip().lower() == candidate.lower()]
         if matches:
             return candidate if candidate in matches else matches[0]
-    sought = " or ".join(map(repr, dict.fromkeys(candidates)))
+    tried = " or ".join(map(repr, dict.fromkeys(candidates)))
     raise PromptError(
-        f"{path} has no column {sought}. It has: {', '.join(names) or 'none'}. Name the one that holds the prompt with `column`"
+        f"{path} has no column {tried}. It has: {', '.join(names) or 'none'}. Name the one that holds the prompt with `column`"
     )
 
 

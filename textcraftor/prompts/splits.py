@@ -1,66 +1,96 @@
-"""Which prompts are held out: drawn by hash, so that the answer survives a growing prompt set.
+"""Which prompts are held out: decided by each prompt's hash alone, so that no prompt ever changes sides.
 
-Every prompt has a place in a fixed, random-looking order that depends on nothing but its own id and
-the seed. The first of each category are held out. So new prompts never reshuffle the old ones: each
-can at most push the last held-out prompt of its category into train.
+A prompt is held out when the hash of its id and the seed, read as a fraction, lies below `prompts.heldout_share`. The
+size of the set, its order, its other prompts, and how many prompts are evaluated on or trained on have no part in it:
+what was trained on once is never evaluated on later, and the other way round.
 """
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Final
 
 import polars as pl
 
-# A paired bootstrap over a single prompt has no width, and would call any difference certain.
+# One prompt has no spread. How many a verdict needs is the gate's business (gate.min_prompts).
 FEWEST_HELDOUT: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """train and heldout hold the rows given to `split`; `surplus` those beyond `max_train`."""
+    """The rows given to `split`: trained on, evaluated on, and left over.
+
+    reserve: held out, but more than are evaluated on; never trained on.  surplus: more than `max_train`.
+    """
 
     train: pl.DataFrame
     heldout: pl.DataFrame
+    reserve: pl.DataFrame
     surplus: pl.DataFrame
 
 
-def split(rows: pl.DataFrame, heldout: int, max_train: int | None, seed: int, held_out_sources: Collection[str] = ()) -> Split:
-    """Hold out `heldout` rows, each category by its share; the rest is train, at most `max_train` of it.
+def split(
+    rows: pl.DataFrame,
+    heldout: int,
+    share: float,
+    max_train: int | None,
+    seed: int,
+    held_out_sources: Collection[str] = (),
+) -> Split:
+    """Hold out by hash; of what is held out evaluate on at most `heldout`, of the rest train on at most `max_train`.
 
-    held_out_sources: where there are any, the rows of these `source`s are the held-out ones, and no others; what is
-    more than `heldout` of them is surplus, for they never train.
-
-    rows: distinct prompts with columns `prompt_id` and `category`. Where there are few, at most half
-    are held out: training needs prompts too.
+    rows: distinct prompts with columns `prompt_id`, `category` and `source`.  Each category is evaluated on by its share
+    of all rows, as far as it has held-out prompts.
+    held_out_sources: where there are any, the rows of these `source`s are the held-out ones, whatever their hash.
     """
-    ranks = [_rank(prompt_id, seed) for prompt_id in rows["prompt_id"]]
-    ranked = rows.with_columns(pl.Series("rank", ranks, dtype=pl.String)).sort("rank")
+    ranked = rows.with_columns(pl.Series("rank", _ranks(rows["prompt_id"], seed), dtype=pl.String)).sort("rank")
     if held_out_sources:
-        reserved = pl.col("source").is_in(held_out_sources)
-        held, rest = ranked.filter(reserved).drop("rank"), ranked.filter(~reserved).drop("rank")
-        train = rest.head(rest.height if max_train is None else max_train)
-        surplus = pl.concat([held.tail(max(0, held.height - heldout)), rest.tail(rest.height - train.height)])
-        return Split(train=train, heldout=held.head(heldout), surplus=surplus)
-    quotas = _quotas(rows["category"], min(heldout, rows.height // 2))
-    place = pl.int_range(pl.len()).over("category")
-    quota = pl.col("category").replace_strict(quotas, return_dtype=pl.Int64)
-    held = ranked.filter(place < quota).drop("rank")
-    rest = ranked.filter(place >= quota).drop("rank")
-    size = rest.height if max_train is None else min(max_train, rest.height)
-    return Split(train=rest.head(size), heldout=held, surplus=rest.tail(rest.height - size))
+        pool = ranked.filter(pl.col("source").is_in(held_out_sources)).drop("rank")
+        rest = ranked.filter(~pl.col("source").is_in(held_out_sources)).drop("rank")
+        chosen = pl.int_range(pool.height, eager=True) < heldout
+    else:
+        held_out = is_held_out(ranked["prompt_id"], share, seed)
+        pool, rest = ranked.filter(held_out).drop("rank"), ranked.filter(~held_out).drop("rank")
+        chosen = _stratified(pool["category"], rows["category"], heldout)
+    trained = rest.height if max_train is None else min(max_train, rest.height)
+    return Split(
+        train=rest.head(trained),
+        heldout=pool.filter(chosen),
+        reserve=pool.filter(~chosen),
+        surplus=rest.tail(rest.height - trained),
+    )
 
 
-def _rank(prompt_id: str, seed: int) -> str:
-    return hashlib.sha256(f"{seed}:{prompt_id}".encode()).hexdigest()[:16]
+def is_held_out(prompt_ids: Iterable[str], share: float, seed: int) -> pl.Series:
+    """Whether each prompt is held out: whether its hash, as a fraction of 1, lies below `share`."""
+    return pl.Series([int(rank, 16) < share * 2**64 for rank in _ranks(prompt_ids, seed)], dtype=pl.Boolean)
 
 
-def _quotas(category: pl.Series, heldout: int) -> dict[str, int]:
-    """Rows to hold out of each category: proportional, the largest remainders rounded up."""
+def _ranks(prompt_ids: Iterable[str], seed: int) -> list[str]:
+    """64 bits of each prompt's hash, as hex digits."""
+    return [hashlib.sha256(f"{seed}:{prompt_id}".encode()).hexdigest()[:16] for prompt_id in prompt_ids]
+
+
+def _stratified(pool: pl.Series, categories: pl.Series, count: int) -> pl.Series:
+    """Which rows of the pool to take: the first of each category up to its quota, then the first of any.
+
+    pool: the category of each row, in the order of preference.  categories: of all prompts, which set the quotas.
+    """
+    quotas = _quotas(categories, count)
+    frame = pl.DataFrame({"category": pool}).with_row_index("row")
+    position = pl.int_range(pl.len()).over("category")
+    over_quota = position >= pl.col("category").replace_strict(quotas, return_dtype=pl.Int64)
+    taken = frame.sort(over_quota, "row").head(count)["row"]
+    return pl.int_range(len(pool), eager=True).is_in(taken.implode())
+
+
+def _quotas(category: pl.Series, count: int) -> dict[str, int]:
+    """How many of `count` rows each category gets: proportional, the largest remainders rounded up."""
     counts = dict(category.value_counts().sort(category.name).iter_rows())
-    exact = {name: count * heldout / len(category) for name, count in counts.items()}
+    count = min(count, len(category))
+    exact = {name: of * count / len(category) for name, of in counts.items()}
     quotas = {name: int(share) for name, share in exact.items()}
     remainders = sorted(counts, key=lambda name: (quotas[name] - exact[name], name))
-    for name in remainders[: heldout - sum(quotas.values())]:
+    for name in remainders[: count - sum(quotas.values())]:
         quotas[name] += 1
     return quotas

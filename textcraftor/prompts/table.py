@@ -1,8 +1,7 @@
-"""The prompt table: its schema, the identity of a prompt, and its files.
+"""The prompt table: its schema, the id and noise seed of a prompt, reading and writing.
 
-A row is one prompt, and carries all that later stages key on: `prompt_id` says which prompt it is,
-`seed` which noise its first image starts from. Both follow from the text alone, so the same prompt
-meets the same noise in every run, batch and shard.
+A row is one prompt. `prompt_id` identifies it and `seed` seeds the noise of its first image. Both are functions of the
+text alone, so a prompt gets the same noise in every run, batch and shard.
 """
 
 import hashlib
@@ -30,28 +29,28 @@ _REMEDY: Final = "Make it with `textcraftor curate`"
 
 
 def prompt_id(prompt: str) -> str:
-    """The prompt's identity: the first 16 hex digits of the sha256 of its normalised text.
+    """The id of a prompt: the first 16 hex digits of the sha256 of its normalised text.
 
-    Prompts that differ by case or spacing alone are one. At 10 M prompts the chance that any two
+    Prompts that differ only in case or spacing have the same id. At 10 M prompts the chance that any two
     others share an id is 3 in a million.
     """
     return hashlib.sha256(normalise(prompt).encode()).hexdigest()[:16]
 
 
 def noise_seed(prompt_id: str, image_index: int) -> int:
-    """The seed of the initial noise of one image of one prompt: 63 bits, so that it fits an int64."""
+    """Seed of the initial noise of one image of a prompt; 63 bits, so that it fits an int64."""
     return int.from_bytes(hashlib.sha256(f"{prompt_id}:{image_index}".encode()).digest()[:8]) >> 1
 
 
 def write_prompts(table: pl.DataFrame, path: Path) -> None:
-    """Write the columns of the schema, ordered by prompt_id: the same rows give the same bytes."""
+    """Write the columns of the schema, sorted by prompt_id; the same rows give the same bytes."""
     table.select(SCHEMA.names()).sort("prompt_id").cast(SCHEMA).write_parquet(path, compression="zstd")
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pl.DataFrame:
-    """Read a parquet file: all its columns, or those of `columns` that it has.
+    """Read a parquet file: all columns, or those of `columns` that it has.
 
-    Raises PromptError when it is missing or no parquet.
+    Raises PromptError when it is missing or not a parquet file.
     """
     try:
         present = pl.read_parquet_schema(path)
@@ -63,9 +62,9 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pl.DataFrame
 
 
 def read_prompts(path: Path, columns: Sequence[str] = tuple(SCHEMA)) -> pl.DataFrame:
-    """Read a curated table: columns of the schema, nothing else; of ten million rows, two columns are half of the memory.
+    """Read columns of a curated table. Of ten million rows, two columns take half of the memory of all.
 
-    Raises PromptError when the file is missing, is no parquet, or lacks a column of the schema.
+    Raises PromptError when the file is missing, not a parquet file, or lacks one of the columns.
     """
     table = read_table(path, columns)
     wrong = [f"{name} {kind}" for name, kind in SCHEMA.items() if name in columns and table.schema.get(name) != kind]
