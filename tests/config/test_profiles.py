@@ -59,6 +59,7 @@ def test_a_candidate_for_each_mix_and_each_unet(params: Path) -> None:
         ({"profile": "tniy"}, r"Unknown profile 'tniy'.*Did you mean 'tiny'\?"),
         ({"train": {"grad_steps": 9}}, r"train\.grad_steps = 9 is more than the 5 steps that train\.switch_at = 0\.8"),
         ({"evaluate": {"judges": ["orcale"]}}, r"Unknown judge 'orcale'"),
+        ({"gate": {"champion_margin": {"contrast": 0.1}}}, r"gate\.champion_margin: Unknown judge 'contrast'"),
         ({"evaluate": {"prompts": 9999}}, r"evaluate\.prompts = 9999 is more than prompts\.heldout"),
         ({"train": {"images_per_prompt": 5}}, r"train\.batch_size = 24 is no multiple of train\.images_per_prompt = 5"),
         ({"rewards": {"clip": {"kind": "diversity"}}}, r"mix\.balanced: clip compares the images of a prompt"),

@@ -28,6 +28,7 @@ NO_FILES = {
     "FileSource.origin",
     "PromptsConfig.blocklist",
     "EvaluateConfig.judges",
+    "EvaluateConfig.heldout_judges",
     "EvaluateConfig.diversity_judge",
     "GateConfig.rank_by",
     "GateConfig.champion_margin",

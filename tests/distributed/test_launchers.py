@@ -81,10 +81,10 @@ def test_a_split_unet_is_written_whole_under_its_own_name(run: Config, tmp_path:
 
 
 def test_two_processes_evaluate_to_the_same_bytes(run: Config, tmp_path: Path) -> None:
-    judged = {"judges": ["redness"], "diversity_judge": "redness", "batch_size": 3, "bootstrap": 50}
+    judged = {"judges": ["redness"], "heldout_judges": [], "diversity_judge": "redness", "batch_size": 3, "bootstrap": 50}
     rank_by = {
         "rank_by": "redness",
-        "champion_margin": {"redness": 0.01},
+        "champion_margin": {"redness": 0.01, "oracle": None, "heldout": None},
         "rules": [{"judge": "redness", "metric": "delta", "at_least": 0.0, "why": "it is redder"}],
     }
     config = params(evaluate=judged, gate=rank_by)

@@ -23,7 +23,7 @@ BRIGHTNESS = "tests.evaluate.conftest:Brightness"
 
 
 class Brightness(Reward):
-    """Scores the mean of one channel; sees an image as its four quadrants' means."""
+    """Scores the mean of one channel; its image features are the means of the four quadrants."""
 
     resolution = 64
 
@@ -59,12 +59,15 @@ def write_params(folder: Path, base: dict[str, Any] | None = None, **evaluate: o
         "mixes": ["balanced"],
         "base": base or {},
         "chain": {"num_inference_steps": 5, "guidance_scale": 3.0},
-        "rewards": {name: {"kind": BRIGHTNESS, "path": "made-up", "version": "7"} for name in ("bright", "heldout")},
+        "rewards": {name: {"kind": BRIGHTNESS, "path": f"made-up/{name}", "version": "7"} for name in ("bright", "heldout")},
         "mix": {"balanced": {"bright": 1, "clip": 0, "contrast": 0, "aesthetic": 0, "pickscore": 0, "hpsv2": 0}},
         "train": {"allow_without_clip": True, "grad_steps": 1},
         "train_unet": {"grad_steps": 1},
         "evaluate": settings | evaluate,
-        "gate": {"rules": [{"judge": "heldout", "metric": "ci_low", "at_least": 0}]},
+        "gate": {
+            "rules": [{"judge": "heldout", "metric": "ci_low", "at_least": 0}],
+            "champion_margin": {"oracle": None},
+        },
     }
     path = folder / "params.yaml"
     path.write_text(yaml.safe_dump(params))
@@ -91,7 +94,7 @@ def scenes() -> list[tuple[str, Tensor]]:
 
 @pytest.fixture
 def root(tmp_path: Path, scenes: list[tuple[str, Tensor]]) -> Path:
-    """A workspace whose held-out prompts are the scenes', and whose train prompts are others."""
+    """A workspace with the scenes' prompts held out, and other train prompts."""
     write_curated(tmp_path, "heldout", [prompt for prompt, _ in scenes])
     write_curated(tmp_path, "train", [f"a red circle, number {number}" for number in range(3)])
     return tmp_path
@@ -114,11 +117,11 @@ def write_curated(root: Path, split: str, prompts: Sequence[str]) -> None:
 
 @pytest.fixture
 def good(scenes: list[tuple[str, Tensor]]) -> Tensor:
-    """(N, 3, 64, 64) uint8: what the prompts say."""
+    """(N, 3, 64, 64) uint8: images that match their prompts."""
     return torch.cat([pictures for _, pictures in scenes])
 
 
 @pytest.fixture
 def poor(good: Tensor) -> Tensor:
-    """The same pictures under the wrong prompts, and darker."""
+    """The same images with the wrong prompts, darker."""
     return (good.roll(IMAGES, 0).float() * 0.8).to(torch.uint8)

@@ -1,4 +1,4 @@
-"""However many processes there are, the first ends with every row, to the bit."""
+"""Rank 0 ends with every row, bit for bit, for any number of processes."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ VALUES = torch.tensor([[-1.5, 2.0], [0.0, -0.0], [1e-300, -1e300], [3.0, float("
 
 @pytest.mark.parametrize("size", [1, 2, 5, 9])
 @pytest.mark.parametrize("values", [VALUES, VALUES[:, 0], VALUES.float(), (VALUES * 10).to(torch.uint8)])
-def test_the_rows_of_both_processes_come_together(size: int, values: torch.Tensor) -> None:
+def test_rank_0_gathers_the_rows_of_both_processes(size: int, values: torch.Tensor) -> None:
     def work() -> None:
         asked = []
 
@@ -31,7 +31,7 @@ def test_the_rows_of_both_processes_come_together(size: int, values: torch.Tenso
     in_processes(2, work)
 
 
-def test_one_process_does_it_all() -> None:
+def test_one_process_computes_every_batch() -> None:
     batches = Batches(5, 2)
     assert batches.all == [slice(0, 2), slice(2, 4), slice(4, 5)]
     assert same_bits(batches.collect(batches.compute(lambda rows: VALUES[rows], "")), VALUES)

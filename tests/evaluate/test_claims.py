@@ -28,7 +28,7 @@ def test_counts_by_kind_and_by_language():
     assert counts["language"]["plain"] == {"held": 2 * of // 3 - 1, "of": 2 * of // 3}
 
 
-def test_things_of_a_kind_count_together():
+def test_claims_of_a_kind_are_counted_together():
     scene = Scene((SceneObject("red", "circle", "small"), SceneObject("blue", "square", "small")), "left of", "white", "flat")
     counts = count_claims(pictures(scene), ["a small red circle left of a small yellow square"], 8)
     assert counts["kind"]["colour"] == {"held": 1, "of": 2}

@@ -6,7 +6,7 @@ from tests.evaluate.conftest import IMAGES, PROMPTS, write_params
 from textcraftor.config import load
 from textcraftor.errors import ModelError, PromptError
 from textcraftor.evaluate.batches import Batches
-from textcraftor.evaluate.generation import draw, from_bytes, plan
+from textcraftor.evaluate.generation import from_bytes, generate_images, plan
 from textcraftor.pictures import to_bytes
 from textcraftor.prompts.table import noise_seed
 
@@ -26,7 +26,7 @@ def test_plan_takes_the_first_prompts(root):
     assert rows.height == 3 * IMAGES
 
 
-def test_plan_says_when_there_are_fewer_prompts(root, capsys):
+def test_plan_reports_when_there_are_fewer_prompts(root, capsys):
     rows = plan(load(write_params(root, prompts=100)), root)
     assert rows.height == PROMPTS * IMAGES
     assert f"only {PROMPTS} prompts are held out" in " ".join(capsys.readouterr().err.split())
@@ -38,7 +38,7 @@ def test_plan_needs_two_prompts(root):
 
 
 def by_seed(prompts, seeds, rows):
-    """Images that tell which seed they were drawn from, and that rows and seeds belong together."""
+    """Images whose pixels are their seed."""
     assert len(prompts) == len(seeds) == rows.stop - rows.start
     return torch.stack([torch.full((3, 2, 2), seed / 255) for seed in seeds])
 
@@ -48,24 +48,24 @@ def fake_plan(count):
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 7, 100])
-def test_draw_covers_every_row_in_order_whatever_the_batch(batch_size):
-    images = draw(fake_plan(7), by_seed, Batches(7, batch_size))
+def test_generation_covers_every_row_in_order_whatever_the_batch(batch_size):
+    images = generate_images(fake_plan(7), by_seed, Batches(7, batch_size))
     assert images.dtype == torch.uint8
     assert images[:, 0, 0, 0].tolist() == list(range(7))
 
 
-def test_draw_hands_out_the_rows_of_the_plan():
+def test_generation_passes_the_rows_of_the_plan():
     seen = []
 
     def record(prompts, seeds, rows):
         seen.append((prompts, rows))
         return by_seed(prompts, seeds, rows)
 
-    draw(fake_plan(5), record, Batches(5, 3))
+    generate_images(fake_plan(5), record, Batches(5, 3))
     assert seen == [(["prompt 0", "prompt 1", "prompt 2"], slice(0, 3)), (["prompt 3", "prompt 4"], slice(3, 5))]
 
 
-def test_draw_names_the_prompt_of_a_broken_image():
+def test_generation_names_the_prompt_of_a_broken_image():
     def broken(prompts, seeds, rows):
         images = by_seed(prompts, seeds, rows)
         if 4 in seeds:
@@ -73,7 +73,7 @@ def test_draw_names_the_prompt_of_a_broken_image():
         return images
 
     with pytest.raises(ModelError, match="'prompt 4'"):
-        draw(fake_plan(6), broken, Batches(6, 3))
+        generate_images(fake_plan(6), broken, Batches(6, 3))
 
 
 def test_bytes_are_rounded_as_in_an_image_file():

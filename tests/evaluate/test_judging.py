@@ -9,7 +9,7 @@ from textcraftor.evaluate.judging import diversity, score
 from textcraftor.tiny.oracle import Oracle
 
 
-def test_columns_are_the_judges_scores_of_the_eight_bit_images(config, root, good):
+def test_columns_hold_the_scores_of_the_8_bit_images(config, root, good):
     rows = plan(config, root)
     judges = {"bright": Brightness("bright"), "heldout": Brightness("heldout")}
     table = score(good, rows, config.evaluate, judges.__getitem__, "cpu")
@@ -23,7 +23,7 @@ def test_columns_are_the_judges_scores_of_the_eight_bit_images(config, root, goo
     )
 
 
-def test_the_batch_size_changes_nothing(config, root, good):
+def test_scores_do_not_depend_on_the_batch_size(config, root, good):
     rows = plan(config, root)
     one, all_at_once = (
         score(good, rows, config.evaluate.model_copy(update={"batch_size": size}), Brightness, "cpu") for size in (1, 99)
@@ -32,7 +32,7 @@ def test_the_batch_size_changes_nothing(config, root, good):
         assert one[judge].to_list() == pytest.approx(all_at_once[judge].to_list(), abs=1e-6)
 
 
-def test_each_prompt_is_read_once_and_the_text_tower_dropped(config, root, good):
+def test_each_prompt_is_encoded_once_and_the_text_tower_is_freed(config, root, good):
     rows = plan(config, root)
     loaded = []
 
@@ -59,7 +59,7 @@ def test_memory_holds_one_judge_at_a_time(config, root, good):
     score(good, plan(config, root), config.evaluate, load, "cpu")
 
 
-def test_a_diversity_judge_that_judges_nothing_else_reads_no_prompt(config, root, good):
+def test_a_judge_of_diversity_alone_encodes_no_prompts(config, root, good):
     settings = config.evaluate.model_copy(update={"judges": ("oracle",), "diversity_judge": "clip"})
     judge = Brightness("clip")
     table = score(good, plan(config, root), settings, lambda name: judge, "cpu")

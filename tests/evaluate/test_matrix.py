@@ -10,13 +10,13 @@ from textcraftor.config import RewardConfig, load
 from textcraftor.errors import ConfigError, RewardError
 from textcraftor.evaluate.generation import from_bytes, plan
 from textcraftor.evaluate.judging import score
-from textcraftor.evaluate.run import _trained_on
+from textcraftor.evaluate.provenance import trained_on
 from textcraftor.rewards.base import CosineReward
 from textcraftor.rewards.preprocess import Preprocess
 
 
 class Quadrants(CosineReward):
-    """A cosine with no model: quadrant means against letter counts."""
+    """A cosine similarity without a model, of quadrant means and letter counts."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name, RewardConfig(kind="quadrants"), torch.float32, Preprocess(64), scale=100.0)
@@ -35,7 +35,7 @@ class Quadrants(CosineReward):
 
 
 @pytest.mark.parametrize("judges", [("pick", "pick_bxb"), ("pick_bxb",)])
-def test_it_is_the_row_mean_of_the_matrix(config, root, good, judges):
+def test_the_score_is_the_row_mean_of_the_matrix(config, root, good, judges):
     rows = plan(config, root)
     settings = config.evaluate.model_copy(update={"judges": judges, "diversity_judge": "pick"})
     table = score(good, rows, settings, Quadrants, "cpu")
@@ -47,22 +47,24 @@ def test_it_is_the_row_mean_of_the_matrix(config, root, good, judges):
         assert table["pick"].to_list() != pytest.approx(table["pick_bxb"].to_list(), abs=1e-2)
 
 
-def test_a_reward_that_is_no_cosine_has_no_matrix(config, root, good):
+def test_only_cosine_similarities_have_a_matrix(config, root, good):
     settings = config.evaluate.model_copy(update={"judges": ("bright_bxb",)})
-    with pytest.raises(RewardError, match=r"'bright_bxb': bright is no cosine"):
+    with pytest.raises(RewardError, match=r"'bright_bxb': bright is not a cosine"):
         score(good, plan(config, root), settings, Brightness, "cpu")
 
 
-def test_its_judge_is_held_out_only_where_the_reward_is(tmp_path):
+def test_a_matrix_judge_counts_as_trained_on_like_its_reward(tmp_path):
     params = tmp_path / "params.yaml"
-    params.write_text("profile: tiny\nevaluate: {judges: [heldout, heldout_bxb, pickscore_bxb]}\ngate: {champion_margin: {}}\n")
-    with pytest.raises(ConfigError, match="oracle"):  # the tiny gate asks it
-        load(params)
-    run = load(params, {"gate": {"rules": [{"judge": "pickscore_bxb", "metric": "mean", "at_least": 1}]}})
-    assert "pickscore_bxb" in _trained_on(run, Candidate("balanced")) and "heldout_bxb" not in _trained_on(
-        run, Candidate("balanced")
+    params.write_text(
+        "profile: tiny\ngate: {champion_margin: {oracle: null}}\n"
+        "evaluate: {judges: [heldout, heldout_bxb, pickscore_bxb], heldout_judges: [heldout_bxb]}\n"
     )
-    assert _trained_on(run, Candidate("base")) == ()
+    with pytest.raises(ConfigError, match="no rule on a held-out judge"):
+        load(params)
+    run = load(params, {"gate": {"rules": [{"judge": "heldout_bxb", "metric": "mean", "at_least": 1}]}})
+    trained = trained_on(run, Candidate("balanced"), {"judge_weights": {}})
+    assert "pickscore_bxb" in trained and "heldout_bxb" not in trained
+    assert trained_on(run, Candidate("base"), {"judge_weights": {}}) == ()
 
 
 def test_an_unknown_matrix_judge_is_refused(tmp_path):

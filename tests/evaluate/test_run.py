@@ -1,4 +1,4 @@
-"""A whole evaluation: from a random diffusion model where drawing matters, from rendered scenes where scores do."""
+"""Complete evaluations, of a random diffusion model and of rendered scenes."""
 
 import json
 import re
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 
 def run(config, root, name, images, **changes):
-    """Measure given images as if the candidate had drawn them."""
+    """Measure given images as if the candidate had generated them."""
     folder = root / "data/encoders" / name / "text_encoder"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text("{}")
@@ -40,7 +40,7 @@ def page(report):
     return (report / "report.html").read_text(encoding="utf-8")
 
 
-def test_a_better_candidate_is_seen_to_be_better(config, root, good, poor):
+def test_a_better_candidate_gets_better_figures(config, root, good, poor):
     base = run(config, root, "base", poor)
     report = run(config, root, "balanced", good)
     metrics = json.loads((report / "metrics.json").read_text())
@@ -55,6 +55,8 @@ def test_a_better_candidate_is_seen_to_be_better(config, root, good, poor):
     assert set(metrics["diversity"]) >= {"mean", "base_mean", "ratio"}
     scores = Scores.read(root / "data/scores/balanced.parquet")
     assert scores.trained_on == ("bright",)
+    assert scores.proof["judge_weights"]["heldout"]["digest"] == "made-up/heldout"
+    assert "trained_weights" not in scores.proof  # nothing in the candidate's folder says it, and the gate will
     assert scores.digest == Candidate.find("balanced", root).digest
     assert scores.proof["inputs"]["text_encoder"] == digest(root / "data/encoders/balanced/text_encoder")
     assert sorted(path.name for path in report.iterdir()) == ["claims.json", "grid.png", "metrics.json", "report.html"]
@@ -83,10 +85,10 @@ def test_the_report_shows_both_sides(config, root, good, poor):
     assert "no prompt became better" in worse
 
 
-def test_prompts_are_text_never_markup(root):
+def test_prompts_are_escaped_in_the_report(root):
     images = torch.randint(0, 255, (6, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     write_curated(root, "heldout", ["<script>alert(1)</script>", "{{ 7 * 7 }} & co"])
-    config = load(write_params(root, prompts=2, judges=["bright", "heldout"]))
+    config = load(write_params(root, prompts=2, judges=["bright", "heldout"], heldout_judges=["heldout"]))
     run(config, root, "base", images)
     report = run(config, root, "balanced", images.flip(-1) // 2)
     assert "<script>" not in page(report)
@@ -95,14 +97,14 @@ def test_prompts_are_text_never_markup(root):
     assert not (report / "claims.json").exists()
 
 
-def test_same_images_same_bytes(config, root, good, poor):
+def test_the_same_images_give_the_same_bytes(config, root, good, poor):
     run(config, root, "base", poor)
     first = digest(run(config, root, "balanced", good)), digest(root / "data/scores/balanced.parquet")
     second = digest(run(config, root, "balanced", good)), digest(root / "data/scores/balanced.parquet")
     assert first == second
 
 
-def test_a_judge_that_gives_no_number_leaves_nothing_behind(config, root, good):
+def test_a_score_that_is_not_finite_leaves_no_files(config, root, good):
     def broken(name):
         judge = load_reward(name, config.rewards[name])
         judge.score = lambda images, text_features: torch.full((len(images),), float("nan"))
@@ -114,7 +116,7 @@ def test_a_judge_that_gives_no_number_leaves_nothing_behind(config, root, good):
     assert not list((root / "data").glob("reports/*"))
 
 
-def test_lost_pictures_of_the_base_are_named(config, root, good, poor):
+def test_missing_images_of_the_base_are_reported(config, root, good, poor):
     report = run(config, root, "base", poor)
     shutil.rmtree(report / "images")
     with pytest.raises(ModelError, match="--candidate base"):
@@ -146,7 +148,7 @@ def test_from_weights_to_report(workspace):
     assert base.digest == digest(Path(config.base.path))
 
 
-def test_the_untuned_encoder_draws_what_the_base_draws(workspace):
+def test_the_untuned_encoder_generates_the_images_of_the_base(workspace):
     config = load(workspace / "params.yaml")
     shutil.rmtree(workspace / "data/encoders/balanced/text_encoder")
     shutil.copytree(Path(config.base.path) / "text_encoder", workspace / "data/encoders/balanced/text_encoder")
@@ -164,7 +166,7 @@ def test_unknown_candidates_and_a_missing_base_are_refused(workspace):
         evaluate(config, "balanced", workspace, CPU)
 
 
-def test_a_base_of_other_prompts_judges_or_chain_is_not_compared_with(workspace):
+def test_a_base_evaluated_with_other_prompts_judges_or_chain_is_refused(workspace):
     config = load(workspace / "params.yaml")
     evaluate(config, "base", workspace, CPU)
 
@@ -191,19 +193,19 @@ def test_a_base_of_other_prompts_judges_or_chain_is_not_compared_with(workspace)
 @pytest.mark.parametrize("field", ["head", "tokenizer"])
 def test_the_proof_digests_every_file_of_a_judge(config, root, good, poor, field):
     """A judge's head or tokenizer may lie outside its folder; another one makes other scores."""
-    (root / "made-up").mkdir()
-    (root / "made-up/weights").write_text("tower")
+    (root / "made-up/bright").mkdir(parents=True)
+    (root / "made-up/bright/weights").write_text("tower")
     (root / "files").write_text("first")
     config = load(root / "params.yaml", {"rewards": {"bright": {field: "files"}}})
     run(config, root, "base", poor)
     proof = Scores.read(root / "data/scores/base.parquet").proof["inputs"]
-    assert proof["judge bright"] == digest(root / "made-up")
+    assert proof["judge bright"] == digest(root / "made-up/bright")
     assert proof[f"judge bright {field}"] == digest(root / "files")
     before = Scores.read(root / "data/scores/base.parquet")
     (root / "files").write_text("second")
     run(config, root, "balanced", good)
     after = Scores.read(root / "data/scores/balanced.parquet")
-    assert f"of the {field}" in str(after.unlike(before, "bright"))
-    assert after.unlike(before, "heldout") is None
+    assert f"of the {field}" in str(after.judge_difference(before, "bright"))
+    assert after.judge_difference(before, "heldout") is None
     with pytest.raises(ModelError, match=f"weights of judge bright {field}"):
         evaluate(config, "balanced", root, CPU)

@@ -37,7 +37,7 @@ def test_any_parquet_reader_finds_the_proof(scores, tmp_path):
     assert json.loads(metadata[b"textcraftor"])["digest"] == "d1e2"
 
 
-def test_same_scores_same_bytes(scores, tmp_path):
+def test_the_same_scores_give_the_same_bytes(scores, tmp_path):
     scores.write(tmp_path / "one.parquet")
     scores.write(tmp_path / "two.parquet")
     assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "two.parquet").read_bytes()
@@ -49,7 +49,7 @@ def test_missing_scores_say_what_to_run(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["text", "truncated", "no proof"])
-def test_what_is_no_table_of_scores_is_refused(scores, tmp_path, damage):
+def test_a_file_that_is_not_a_table_of_scores_is_refused(scores, tmp_path, damage):
     path = tmp_path / "balanced.parquet"
     scores.write(path)
     if damage == "text":
@@ -63,7 +63,7 @@ def test_what_is_no_table_of_scores_is_refused(scores, tmp_path, damage):
 
 
 def test_the_gate_needs_no_model_library():
-    """It reads scores in seconds on a machine without a GPU; so do the tasks that ask it."""
+    """Importing the gate is quick, and works without torch."""
     code = (
         "import sys, textcraftor.evaluate.gate; print([m for m in ('torch', 'diffusers', 'transformers') if m in sys.modules])"
     )

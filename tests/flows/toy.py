@@ -27,7 +27,7 @@ from textcraftor.config import load
 
 DATA = Path("data")
 CONFIG = load("params.yaml")
-PROMPTS = 24
+PROMPTS = 32
 
 
 def curate() -> None:

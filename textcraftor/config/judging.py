@@ -1,8 +1,8 @@
 """How candidates are judged, and what promotes one."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from textcraftor.config.section import Positive, Section
 
@@ -20,8 +20,11 @@ class EvaluateConfig(Section):
         description="rewards, `oracle` in the tiny world, and REWARD_bxb: a cosine reward's mean over all prompts, "
         "not only the image's own (the scale of the paper's PickScore)",
     )
+    heldout_judges: tuple[str, ...] = Field(
+        (), description="of the judges, those whose weights no mix may train on; the gate needs a rule on one of them"
+    )
     diversity_judge: str = Field("clip", description="the reward whose image features measure diversity")
-    bootstrap: Positive = Field(2000, description="resamples of the prompts")
+    bootstrap: Positive = Field(10_000, description="resamples of the prompts")
     seed: int = 0
 
 
@@ -34,14 +37,26 @@ class GateRule(Section):
     why: str = ""
 
 
+MIN_PROMPTS = 30  # fewer, and a 95 % interval of skewed scores covers clearly less: docs/decisions/scores-and-gate.md
+
+
 class GateConfig(Section):
     """What a candidate must reach before it may be promoted."""
 
     rules: tuple[GateRule, ...] = Field(min_length=1)
     rank_by: str = Field("heldout", description="of the candidates that pass, the one with the best delta of this judge wins")
-    champion_margin: dict[str, float] = Field(
-        default_factory=dict, description="judge -> how far below the champion's mean is still non-inferior"
+    min_prompts: Annotated[int, Field(ge=2)] = Field(
+        MIN_PROMPTS, description="prompts below which no rule passes: an interval over fewer says too little about chance"
     )
+    champion_margin: dict[str, float] = Field(
+        default_factory=dict,
+        description="judge -> how far below the champion's mean is still non-inferior; null removes a margin of the profile",
+    )
+
+    @field_validator("champion_margin", mode="before")
+    @classmethod
+    def _null_removes(cls, margins: Any) -> Any:
+        return {judge: value for judge, value in margins.items() if value is not None} if isinstance(margins, dict) else margins
 
 
 class RegistryConfig(Section):

@@ -1,5 +1,7 @@
 """A whole run: every section, and the facts that hold across them."""
 
+import os
+
 from pydantic import Field, model_validator
 
 from textcraftor.config.base import BaseConfig, ChainConfig, PrepareConfig, SamplerConfig, switch_step
@@ -48,10 +50,18 @@ class Config(Section):
         for name in self.unet_mixes:
             if name not in self.mixes:
                 raise ValueError(f"unet_mixes: {unknown('mix', name, self.mixes)}")
+        if "oracle" in self.rewards:
+            raise ValueError(
+                "rewards.oracle: the name is the tiny world's oracle's, which judges and trains nothing. Rename it"
+            )
         known = {*self.rewards, *(name + MATRIX for name in self.rewards), "oracle"}
-        for judge in (*self.evaluate.judges, *self.gate.champion_margin):
+        for judge in self.evaluate.judges:
             if judge not in known:
                 raise ValueError(unknown("judge", judge, known))
+        for judge in self.gate.champion_margin:
+            if judge not in self.evaluate.judges:
+                raise ValueError(f"gate.champion_margin: {unknown('judge', judge, self.evaluate.judges)}")
+        self._check_heldout_judges()
         if self.gate.rank_by not in self.evaluate.judges:
             raise ValueError(f"gate.rank_by: {unknown('judge', self.gate.rank_by, self.evaluate.judges)}")
         for rule in self.gate.rules:
@@ -85,6 +95,37 @@ class Config(Section):
                         "the images of a prompt belong together"
                     )
         return self
+
+    def _check_heldout_judges(self) -> None:
+        """No mix trains on a held-out judge, by its name or path; by their bytes, `textcraftor.heldout` compares weights."""
+        heldout = self.evaluate.heldout_judges
+        for judge in heldout:
+            if judge not in self.evaluate.judges:
+                raise ValueError(f"evaluate.heldout_judges: {unknown('judge', judge, self.evaluate.judges)}")
+        if heldout and not any(rule.judge in heldout for rule in self.gate.rules):
+            raise ValueError(
+                f"gate.rules has no rule on a held-out judge. Add one on {' or '.join(heldout)} (evaluate.heldout_judges): "
+                "scores of judges that were trained on rise whether or not the images get better"
+            )
+        held_out = {judge.removesuffix(MATRIX) for judge in heldout}
+        for mix, weights in self.mix.items():
+            for reward in sorted(reward for reward, weight in weights.items() if weight and reward in self.rewards):
+                for judge in sorted(held_out):
+                    if reward == judge or (judge in self.rewards and self._same_model(reward, judge)):
+                        same = "" if reward == judge else f", which has the weights of {judge!r} ({self.rewards[judge].path})"
+                        raise ValueError(
+                            f"mix.{mix} trains on {reward!r}{same}, and {judge!r} is held out (evaluate.heldout_judges). "
+                            "Take the one out of the mix, or the other out of evaluate.heldout_judges"
+                        )
+
+    def _same_model(self, one: str, other: str) -> bool:
+        """Whether two rewards name a file in common, or are of one kind that has no files."""
+        first, second = self.rewards[one], self.rewards[other]
+        paths = [
+            {os.path.realpath(path.removeprefix("local-dir:")) for path in (each.path, each.head) if path}
+            for each in (first, second)
+        ]
+        return bool(paths[0] & paths[1]) or (not any(paths) and first.kind == second.kind)
 
     def _check_mix(self, name: str, weights: Mix) -> None:
         for reward in weights:

@@ -1,4 +1,4 @@
-"""Evaluation: the same prompts and noise for the base and every candidate; scores, statistics, a report."""
+"""Evaluation: images of the base and each candidate from the same prompts and noise; scores, statistics, report, gate."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 def evaluate(config: Config, candidate: str, root: Path, device: "torch.device") -> Path:
     """Evaluate `base` or a candidate; see `textcraftor.evaluate.run.evaluate`."""
-    # Imported when used: the gate reads scores from this package, and needs neither torch nor a model.
+    # Imported here because the gate imports this package, and must not import torch.
     from textcraftor.evaluate import run
 
     return run.evaluate(config, candidate, root, device)

@@ -1,6 +1,6 @@
-"""The rows of an evaluation in batches, which the processes of `torchrun` divide among them.
+"""Batches of an evaluation's rows, divided among the processes of `torchrun`.
 
-The batches are those of one process, so that each image and each score has the same bytes however many there are.
+The batches do not depend on the world size, so every image and score has the same bytes for any number of processes.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ console = Console(stderr=True)
 
 @dataclass(frozen=True)
 class Batches:
-    """Rows 0..length-1, `size` at a time, in turn to each process."""
+    """Rows 0..length-1 in batches of `size`, dealt to the processes in turn."""
 
     length: int
     size: int
@@ -30,26 +30,26 @@ class Batches:
         return [slice(start, min(start + self.size, self.length)) for start in range(0, self.length, self.size)]
 
     def compute(self, values: Callable[[slice], Tensor], description: str) -> Tensor:
-        """(length, ...) on the CPU: values(rows) of this process's batches, 0 in the other rows."""
+        """(length, ...) on the CPU: `values(rows)` for this process's batches, 0 in the other rows."""
         table: Tensor | None = None
         shown = Console(quiet=True) if self.work.rank else console
         for rows in track(self.work.items_of_rank(self.all), description, console=shown, transient=True):
-            found = values(rows).cpu()
+            batch = values(rows).cpu()
             if table is None:
-                table = found.new_zeros((self.length, *found.shape[1:]))  # untouched rows take no memory
-            table[rows] = found
-        if table is None:  # more processes than batches: with nothing to do, it still has to know the shape
-            found = values(self.all[0])
-            table = torch.zeros((self.length, *found.shape[1:]), dtype=found.dtype)
+                table = batch.new_zeros((self.length, *batch.shape[1:]))  # zero pages take no memory until written
+            table[rows] = batch
+        if table is None:  # more processes than batches: this one has none, but needs the shape
+            batch = values(self.all[0])
+            table = torch.zeros((self.length, *batch.shape[1:]), dtype=batch.dtype)
         return table
 
-    @torch.inference_mode()  # in which some tables were made, and outside of which those cannot be written to
+    @torch.inference_mode()  # tables made in inference mode can only be written to in it
     def collect(self, table: Tensor) -> Tensor:
-        """On the first process: the table with every process's rows. The others, which must ask too, keep their own."""
+        """Gather the rows of all processes on rank 0. Every rank must call this; the others get their own table back."""
         if self.work.world_size == 1:
             return table
         for rows in self.all:
-            # As bytes: of each row all but one process have 0, and the greatest of each byte is that one's, bit for bit.
+            # Reduced by the maximum of each byte: all processes but one have 0 there, so the bits arrive unchanged.
             part = self.work.all_reduce_max(table[rows].contiguous().flatten().view(torch.uint8).clone())
             if self.work.rank == 0:
                 table[rows] = part.view(table.dtype).view_as(table[rows])

@@ -1,4 +1,4 @@
-"""Which claims of the prompts hold, by kind of claim and by language: what the tiny world's oracle can tell."""
+"""How many of the prompts' claims hold, by kind of claim and by language, as the tiny world's oracle sees them."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ Counts = dict[str, dict[str, int]]
 def count_claims(images: Tensor, prompts: Sequence[str], batch_size: int) -> dict[str, Counts]:
     """{"kind" | "language": {NAME: {"held": claims that hold, "of": claims made}}}, over all images.
 
-    images: (N, 3, H, W) uint8, one for each prompt.  A prompt is "plain" when it is its own plain caption, else "rich";
-    a candidate that forgets the plain language shows here.
+    images: (N, 3, H, W) uint8, one for each prompt.  A prompt is "plain" when it equals its own plain caption, else "rich":
+    a candidate that gets worse at plain prompts shows here.
     """
     oracle = Oracle()
     counts: dict[str, Counts] = {axis: defaultdict(lambda: {"held": 0, "of": 0}) for axis in ("kind", "language")}
@@ -26,7 +26,7 @@ def count_claims(images: Tensor, prompts: Sequence[str], batch_size: int) -> dic
         for prompt, claims in zip(prompts[rows], verdicts, strict=True):
             language = "plain" if reword(prompt) == prompt else "rich"
             for claim, held in claims.items():
-                kind = claim.split(".")[0]  # "colour.2" is the colour of the second thing
+                kind = claim.split(".")[0]  # "colour.2" is the colour of the second object
                 for count in (counts["kind"][kind], counts["language"][language]):
                     count["held"] += bool(held)
                     count["of"] += 1

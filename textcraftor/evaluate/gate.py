@@ -1,7 +1,7 @@
 """The gate: which candidates may be promoted, and which of them wins. A pure function of scores and thresholds.
 
-It never crashes on a candidate: what cannot be judged (no scores, a judge missing, a score that is no number,
-other prompts than the base's) fails, and the record says why.
+A candidate that cannot be judged (no scores, a missing judge, a score that is not finite, other prompts than the base's)
+fails, and the record says why.
 """
 
 import math
@@ -10,19 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from textcraftor.artifact import write_json, written_aside
-from textcraftor.config import Config, GateRule
+from textcraftor.config import MATRIX, Config, GateRule
 from textcraftor.errors import UserError
-from textcraftor.evaluate.scores import DIVERSITY, Scores
-from textcraftor.evaluate.statistics import compare, fault_of
+from textcraftor.evaluate.scores import DIVERSITY, ORACLE, Scores
+from textcraftor.evaluate.statistics import compare, score_fault
+from textcraftor.heldout import Fingerprint, same_weights
 from textcraftor.layout import BASE, GATE_RECORD, scores_file
 
 Record = dict[str, Any]
 
 
 def gate(config: Config, root: Path) -> Path:
-    """Judge every candidate of the run by its scores; writes data/reports/gate.json and gate.md, returns the former.
+    """Judge every candidate of the run by its scores; write gate.json and gate.md, and return the path of the former.
 
-    A gate that nobody passes is a verdict, not an error.  Raises ModelError when a table of scores is damaged.
+    That no candidate passes is a verdict, not an error.  Raises ModelError when a table of scores is damaged.
     """
     paths = {name: root / scores_file(name) for name in (BASE, *config.candidates)}
     record = decide({name: Scores.read(path) for name, path in paths.items() if path.exists()}, config)
@@ -36,9 +37,9 @@ def gate(config: Config, root: Path) -> Path:
 def decide(scores: Mapping[str, Scores], config: Config) -> Record:
     """The gate record: {passed, winner, thresholds, candidates: {NAME: {passed, digest, rules, metrics}}}.
 
-    scores: by candidate, `base` among them.  Each rule holds {rule, judge, metric, value, bound, passed, why}; a value
-    that could not be had is None and fails.  The winner is, of the candidates that pass, the one with the best delta
-    of `gate.rank_by`; of equals, the first by name.
+    scores: by candidate, including `base`.  Each rule is {rule, judge, metric, value, bound, passed, why}; a value that
+    could not be computed is None and fails.  The winner is the candidate with the best delta of `gate.rank_by` among
+    those that pass; among equals, the first by name.
     """
     base = scores.get(BASE)
     candidates = {name: _judge_candidate(name, scores.get(name), base, config) for name in config.candidates}
@@ -56,13 +57,14 @@ def decide(scores: Mapping[str, Scores], config: Config) -> Record:
 def against_champion(candidate: Scores, champion: Scores, config: Config) -> list[Record]:
     """Rules of `gate.champion_margin`: the candidate is not inferior to the champion, judge by judge.
 
-    Both were scored on the same prompts and noise.  A judge passes when the lower end of the paired interval of
-    candidate minus champion lies above minus its margin: it is then worse by less than the margin, beyond chance.
+    A judge passes when the lower end of the paired interval of candidate minus champion lies above minus its margin:
+    the candidate is then worse by less than the margin, beyond chance.  Scores of other prompts, noise, base, chain or
+    judges fail, and say what differs.
     """
     rules = []
     for judge, margin in config.gate.champion_margin.items():
-        unlike = candidate.unlike(champion, judge)
-        metrics, fault = (None, unlike) if unlike else _compare(candidate, champion, (judge,), config)
+        difference = candidate.chain_difference(champion) or candidate.judge_difference(champion, judge)
+        metrics, fault = (None, difference) if difference else _compare(candidate, champion, (judge,), config)
         value = metrics["judges"][judge]["ci_low"] if metrics else None
         why = fault or f"not worse than the champion by {margin} or more"
         rules.append(_verdict(f"champion.{judge}.ci_low", judge, "ci_low", value, -margin, why))
@@ -70,7 +72,7 @@ def against_champion(candidate: Scores, champion: Scores, config: Config) -> lis
 
 
 def markdown(record: Record) -> str:
-    """The record as a page: the verdict, then a table of rules for each candidate."""
+    """The record as Markdown: the verdict, then a table of rules for each candidate."""
     winner = record["winner"]
     lines = ["# Gate", "", f"**{winner}** wins." if winner else "**No candidate passes.**"]
     for name, candidate in record["candidates"].items():
@@ -86,43 +88,82 @@ def markdown(record: Record) -> str:
 def _judge_candidate(name: str, scores: Scores | None, base: Scores | None, config: Config) -> Record:
     if scores is None or base is None:
         missing = name if scores is None else BASE
-        metrics, fault = None, f"{missing} has no scores. Run `textcraftor evaluate --candidate {missing}`"
+        metrics, fault = None, _no_scores(missing)
         faults: dict[str, str] = {}
+    elif difference := scores.chain_difference(base):
+        metrics, fault, faults = None, difference, {}
     else:
         faults = _faults(scores, base, config)
         usable = tuple(judge for judge in config.evaluate.judges if judge not in faults)
         metrics, fault = (None, "") if DIVERSITY in faults else _compare(scores, base, usable, config)
     rules = [_apply(rule, metrics, fault or faults.get(rule.judge, "")) for rule in config.gate.rules]
+    rules += [_require_held_out(judge, name, scores) for judge in config.evaluate.heldout_judges]
     if metrics is not None and config.gate.rank_by not in metrics["judges"]:
-        # Without it the candidate could pass, but never be ranked.
+        # The candidate could pass, but not be ranked.
         why = faults.get(config.gate.rank_by, "gate.rank_by names a judge that is not among evaluate.judges")
         rules.append(_verdict(f"{config.gate.rank_by}.delta", config.gate.rank_by, "delta", None, None, why))
     return {
         "passed": metrics is not None and all(rule["passed"] for rule in rules),
         "digest": scores.digest if scores else None,
         "rules": rules,
+        "heldout_judges": {judge: _judge_weights(judge, scores) for judge in config.evaluate.heldout_judges},
+        "trained_weights": scores.proof.get("trained_weights") if scores else None,
         "metrics": metrics,
     }
 
 
+def _require_held_out(judge: str, candidate: str, scores: Scores | None) -> Record:
+    """The rule JUDGE.held_out: nothing that the candidate was trained on has the judge's name or weights."""
+    fault = _no_scores(candidate) if scores is None else _trained_on_fault(judge, scores)
+    why = fault or "no reward of the mix has this judge's name or weights"
+    return _verdict(f"{judge}.held_out", judge, "held_out", 0.0 if fault else 1.0, 1.0, why)
+
+
+def _trained_on_fault(judge: str, scores: Scores) -> str:
+    """Why a judge does not count as held out for a candidate; empty if it does."""
+    name, weights = judge.removesuffix(MATRIX), _judge_weights(judge, scores)
+    trained = scores.proof.get("trained_weights")
+    if trained is None:
+        return f"the proof does not say which weights {scores.candidate} was trained on. Train and evaluate it again"
+    if name in trained or name in scores.trained_on:
+        return f"{scores.candidate} was trained on {name}"
+    if weights is None:
+        return "" if judge == ORACLE else f"the proof does not say which weights {judge} has. Evaluate again"
+    rewards = {reward: Fingerprint.from_json(each) for reward, each in trained.items()}
+    reward = same_weights(Fingerprint.from_json(weights), rewards)
+    return f"{scores.candidate} was trained on {reward}, which has the weights of {name}" if reward else ""
+
+
+def _judge_weights(judge: str, scores: Scores | None) -> Record | None:
+    """The fingerprint of a judge's weights in the proof of the scores; None for the oracle, which has none."""
+    weights: Record | None = scores.proof.get("judge_weights", {}).get(judge.removesuffix(MATRIX)) if scores else None
+    return weights
+
+
+def _no_scores(candidate: str) -> str:
+    return f"{candidate} has no scores. Run `textcraftor evaluate --candidate {candidate}`"
+
+
 def _faults(scores: Scores, base: Scores, config: Config) -> dict[str, str]:
-    """Judge -> why its scores cannot be used."""
+    """Why scores cannot be used, by judge."""
     faults = {}
     for judge in (*config.evaluate.judges, DIVERSITY):
         for side in (scores, base):
-            if fault := fault_of(side.table, judge):
+            if fault := score_fault(side.table, judge):
                 faults[judge] = f"{side.candidate}: {fault}"
-        if unlike := scores.unlike(base, judge):
-            faults[judge] = unlike
+        if difference := scores.judge_difference(base, judge):
+            faults[judge] = difference
     return faults
 
 
 def _compare(scores: Scores, base: Scores, judges: tuple[str, ...], config: Config) -> tuple[Record | None, str]:
     """(metrics, "") or (None, why there are none)."""
     try:
-        return compare(scores.table, base.table, judges, scores.trained_on, config.evaluate), ""
+        metrics = compare(scores.table, base.table, judges, scores.trained_on, config.evaluate)
     except UserError as error:
         return None, str(error)
+    prompts, least = metrics["n_prompts"], config.gate.min_prompts
+    return (metrics, "") if prompts >= least else (None, f"too few prompts: {prompts}, need {least} (gate.min_prompts)")
 
 
 def _apply(rule: GateRule, metrics: Record | None, fault: str) -> Record:

@@ -1,4 +1,4 @@
-"""All images of one candidate: the same prompts and the same noise for everyone."""
+"""Generation of all images of one candidate, from the same prompts and noise for every candidate."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,14 +15,14 @@ from textcraftor.evaluate.batches import Batches, console
 from textcraftor.pictures import to_bytes
 
 Generate = Callable[[Sequence[str], Sequence[int], slice], Tensor]
-"""(prompts, seeds, rows) -> images (B, 3, H, W) in [0, 1]; `rows` are theirs in the plan, for what is cached by row."""
+"""(prompts, seeds, rows) -> images (B, 3, H, W) in [0, 1]; `rows` index the plan, for latents cached by row."""
 
 
 def plan(config: Config, root: Path) -> pl.DataFrame:
-    """What to draw, one row an image: prompt_id, prompt, seed, image_index; the images of a prompt side by side.
+    """One row for each image to generate: prompt_id, prompt, seed, image_index; the images of a prompt are adjacent.
 
-    The rows are those of the held-out prefix cache (`prepare.heldout_rows`).  Raises PromptError with fewer than two
-    prompts: they have no spread, so nothing could be said about chance.
+    The rows are those of the held-out prefix cache (`prepare.heldout_rows`).  Raises PromptError for fewer than two
+    prompts, which have no spread.
     """
     prompts, prompt_ids, seeds = heldout_rows(config, root)
     each = config.evaluate.images_per_prompt
@@ -33,30 +33,30 @@ def plan(config: Config, root: Path) -> pl.DataFrame:
             "Add prompts to the sources and run `textcraftor curate`"
         )
     if held_out < config.evaluate.prompts and data_parallel.rank() == 0:
-        asked = config.evaluate.prompts
-        console.print(f"evaluate.prompts = {asked}, but only {held_out} prompts are held out: all of those are used")
+        requested = config.evaluate.prompts
+        console.print(f"evaluate.prompts = {requested}, but only {held_out} prompts are held out: all of those are used")
     schema = {"prompt_id": pl.String, "prompt": pl.String, "seed": pl.Int64, "image_index": pl.Int32}
     indices = [row % each for row in range(len(prompts))]
     return pl.DataFrame([prompt_ids, prompts, seeds, indices], schema=schema)
 
 
-def draw(plan: pl.DataFrame, generate: Generate, batches: Batches) -> Tensor:
-    """Every image of the plan, in its order: (N, 3, H, W) uint8 on the CPU, what a person would see.
+def generate_images(plan: pl.DataFrame, generate: Generate, batches: Batches) -> Tensor:
+    """Every image of the plan, in its order: (N, 3, H, W) uint8 on the CPU.
 
-    Of several processes, each draws its own batches of them, and has zeros in the others' rows.
-    Raises ModelError when the model draws a value that is no number.
+    With several processes, each generates its own batches and has zeros in the other rows.
+    Raises ModelError for an image with values that are not finite.
     """
     prompts, seeds = plan["prompt"].to_list(), plan["seed"].to_list()
 
-    def images_of(rows: slice) -> Tensor:
+    def generate_batch(rows: slice) -> Tensor:
         images = generate(prompts[rows], seeds[rows], rows)
         finite = images.isfinite().flatten(1).all(1)
         if not finite.all():
             prompt = prompts[rows.start + int(finite.logical_not().nonzero()[0])]
-            raise ModelError(f"The model drew an image with values that are no numbers, for prompt {prompt!r}")
+            raise ModelError(f"The model generated an image with values that are not finite, for prompt {prompt!r}")
         return to_bytes(images)
 
-    return batches.compute(images_of, "draw images")
+    return batches.compute(generate_batch, "generate images")
 
 
 def from_bytes(images: Tensor, device: torch.device | str = "cpu") -> Tensor:

@@ -1,4 +1,4 @@
-"""Every judge looks at every image: one judge in memory at a time."""
+"""Scores of every image by every judge, with one judge in memory at a time."""
 
 from collections.abc import Callable, Sequence
 
@@ -24,23 +24,23 @@ def score(
     device: torch.device | str,
     batches: Batches | None = None,
 ) -> pl.DataFrame:
-    """The plan with a column for every judge and `diversity`; whole on the first process, each of which judges its share.
+    """The plan with a column for every judge and one for `diversity`; complete on rank 0, each process scores its batches.
 
-    images: (N, 3, H, W) uint8, in the plan's order.  load: a judge by its name; each is loaded alone and dropped
-    before the next, so that memory holds one at a time.
-    Raises RewardError for a judge REWARD_bxb whose reward is no cosine.
+    images: (N, 3, H, W) uint8, in the plan's order.  load: returns a judge by name; a judge is freed before the next
+    is loaded.
+    Raises RewardError for a judge REWARD_bxb whose reward is not a cosine similarity.
     """
     prompts, batches = plan["prompt"].to_list(), batches or Batches(plan.height, config.batch_size)
     columns: dict[str, Tensor] = {}
     for name in dict.fromkeys(judge.removesuffix(MATRIX) for judge in (*config.judges, config.diversity_judge)):
         if name == ORACLE:
-            columns[name] = _ask_oracle(images, prompts, batches)
+            columns[name] = _score_by_oracle(images, prompts, batches)
             continue
         reward, matrix = load(name), name + MATRIX
-        if matrix in config.judges:  # first: the next drops the text tower
-            columns[matrix] = _ask_matrix(reward, images, prompts, batches, device)
+        if matrix in config.judges:  # first, because the next call frees the text tower
+            columns[matrix] = _score_against_all_prompts(reward, images, prompts, batches, device)
         if name in config.judges:
-            columns[name] = _ask(reward, images, prompts, batches, device)
+            columns[name] = _score_own_prompts(reward, images, prompts, batches, device)
         if name == config.diversity_judge:
             features = batches.collect(_features(reward, images, batches, device))
             columns[DIVERSITY] = diversity(features, config.images_per_prompt)
@@ -51,9 +51,9 @@ def score(
 
 
 def diversity(features: Tensor, images_per_prompt: int) -> Tensor:
-    """How unlike the images of one prompt are: their mean pairwise cosine distance, 0 where all are one picture.
+    """Mean pairwise cosine distance between the images of one prompt; 0 when all are the same image.
 
-    features: (N, D), the images of a prompt side by side.  Returns (N,), the prompt's value on each of its images.
+    features: (N, D), the images of a prompt adjacent.  Returns (N,): the prompt's value, repeated for its images.
     """
     each = torch.nn.functional.normalize(features.double(), dim=-1).unflatten(0, (-1, images_per_prompt))
     cosine = each @ each.transpose(1, 2)  # (P, I, I), ones on the diagonal
@@ -63,27 +63,32 @@ def diversity(features: Tensor, images_per_prompt: int) -> Tensor:
 
 
 @torch.inference_mode()
-def _ask(reward: Reward, images: Tensor, prompts: Sequence[str], batches: Batches, device: torch.device | str) -> Tensor:
+def _score_own_prompts(
+    reward: Reward, images: Tensor, prompts: Sequence[str], batches: Batches, device: torch.device | str
+) -> Tensor:
     unique = list(dict.fromkeys(prompts))
-    place = {prompt: row for row, prompt in enumerate(unique)}
+    row_of = {prompt: row for row, prompt in enumerate(unique)}
     text = _text_features(reward, unique, batches)
     reward.drop_text_tower()
-    of_image = text[torch.tensor([place[prompt] for prompt in prompts], device=text.device)]
+    text_of_image = text[torch.tensor([row_of[prompt] for prompt in prompts], device=text.device)]
     return batches.compute(
-        lambda rows: reward.score(from_bytes(images[rows], device), of_image[rows].to(device)).double(),
+        lambda rows: reward.score(from_bytes(images[rows], device), text_of_image[rows].to(device)).double(),
         f"judge: {reward.name}",
     )
 
 
 @torch.inference_mode()
-def _ask_matrix(reward: Reward, images: Tensor, prompts: Sequence[str], batches: Batches, device: torch.device | str) -> Tensor:
-    """Each image's mean score over all prompts: the row means of the whole prompt-image matrix.
+def _score_against_all_prompts(
+    reward: Reward, images: Tensor, prompts: Sequence[str], batches: Batches, device: torch.device | str
+) -> Tensor:
+    """Mean score of each image over all prompts: the row means of the image-prompt matrix.
 
-    A cosine is linear in the prompt's features, so the mean over the prompts is the score of their mean.
+    A cosine similarity is linear in the text features, so the mean over prompts is the score of their mean.
     """
     if not isinstance(reward, CosineReward):
         raise RewardError(
-            f"Judge {reward.name + MATRIX!r}: {reward.name} is no cosine of prompt and image, only those have a matrix"
+            f"Judge {reward.name + MATRIX!r}: {reward.name} is not a cosine similarity, and only those "
+            "have a matrix of all images and prompts"
         )
     text = _text_features(reward, list(dict.fromkeys(prompts)), batches)
     mean = text.double().mean(0, keepdim=True).to(text)
@@ -98,11 +103,11 @@ def _features(reward: Reward, images: Tensor, batches: Batches, device: torch.de
     return batches.compute(lambda rows: reward.image_features(from_bytes(images[rows], device)), f"diversity: {reward.name}")
 
 
-def _ask_oracle(images: Tensor, prompts: Sequence[str], batches: Batches) -> Tensor:
+def _score_by_oracle(images: Tensor, prompts: Sequence[str], batches: Batches) -> Tensor:
     oracle = Oracle()
     return batches.compute(lambda rows: oracle.score(from_bytes(images[rows]), prompts[rows]).double(), "judge: oracle")
 
 
 def _text_features(reward: Reward, prompts: Sequence[str], batches: Batches) -> Tensor:
-    """Of all prompts, in every process: they are few beside the images."""
+    """Text features of all prompts. Every process computes them: cheap compared with the images."""
     return torch.cat([reward.text_features(prompts[i : i + batches.size]) for i in range(0, len(prompts), batches.size)])

@@ -1,6 +1,6 @@
-"""What a person reads before deciding: metrics.json, grid.png, report.html. It shows, and passes no verdict.
+"""The report on one candidate: metrics.json, grid.png, report.html. The verdict is the gate's.
 
-The pages hold no date, no path and no link: the same scores and images give the same bytes.
+Pages contain no date, path or link, so the same scores and images give the same bytes.
 """
 
 import base64
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from textcraftor import pictures
 from textcraftor.artifact import write_json
+from textcraftor.config import MIN_PROMPTS
 from textcraftor.errors import ModelError
 from textcraftor.evaluate.claims import Counts
 from textcraftor.evaluate.scores import DIVERSITY, ORACLE, Scores
@@ -26,28 +27,28 @@ from textcraftor.evaluate.statistics import TIE, prompt_means
 
 GRID_PROMPTS = 12
 EXTREMES = 6
-BINS = 25  # odd: the middle bin holds "no change"
-SHOWN = 256  # pixels; what the base keeps of its first image of every prompt, and what pages show
+BINS = 25  # odd, so that the middle bin holds "no change"
+PICTURE_SIZE = 256  # pixels, in pages and of the base's images kept for later comparison
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """Everything measured about one candidate.
 
-    scores, base_scores: the tables, of the same prompts and noise.  metrics: of `statistics.compare`, with the names.
-    images: (N, 3, H, W) uint8 in the table's order.  before: folder of the base's pictures, PROMPT_ID.png.
-    claims, base_claims: of `claims.count_claims`, or None where no oracle judges.  judged_by: what each judge is,
-    in words.
+    scores, base_scores: tables of the same prompts and noise.  metrics: result of `statistics.compare`, with both names.
+    images: (N, 3, H, W) uint8 in the table's order.  base_images: folder of the base's images, PROMPT_ID.png.
+    claims, base_claims: results of `claims.count_claims`, or None where the oracle does not judge.
+    judge_descriptions: what each column is, in words.
     """
 
     scores: Scores
     base_scores: Scores
     metrics: Mapping[str, Any]
     images: Tensor
-    before: Path
+    base_images: Path
     claims: Mapping[str, Counts] | None
     base_claims: Mapping[str, Counts] | None
-    judged_by: Mapping[str, str]
+    judge_descriptions: Mapping[str, str]
 
     @property
     def is_base(self) -> bool:
@@ -59,7 +60,7 @@ class Evaluation:
 
     @cached_property
     def base_means(self) -> NDArray[np.float64]:
-        """(P, columns): the base's mean of each prompt, in order of prompt_id."""
+        """(P, columns): the base's mean for each prompt, sorted by prompt_id."""
         return prompt_means(self.base_scores.table, self.columns)
 
     @cached_property
@@ -75,17 +76,17 @@ class Evaluation:
 
     @property
     def focus(self) -> str:
-        """The judge by which best and worst prompts are told: the oracle, else the first that nobody trained on."""
+        """The judge that ranks the best and worst prompts: the oracle, else the first judge that was not trained on."""
         held_out = [name for name in self.scores.judges if name not in self.scores.trained_on]
         return ORACLE if ORACLE in self.scores.judges else [*held_out, self.scores.judges[0]][0]
 
     def after_picture(self, prompt_id: str) -> Image.Image:
-        return pictures.picture(self.images[self.first_images[prompt_id][1]], SHOWN)
+        return pictures.picture(self.images[self.first_images[prompt_id][1]], PICTURE_SIZE)
 
     def before_picture(self, prompt_id: str) -> Image.Image:
         if self.is_base:
             return self.after_picture(prompt_id)
-        path = self.before / f"{prompt_id}.png"
+        path = self.base_images / f"{prompt_id}.png"
         try:
             return Image.open(path).convert("RGB")
         except OSError:
@@ -95,7 +96,7 @@ class Evaluation:
 
 
 def write_report(folder: Path, evaluation: Evaluation) -> None:
-    """Fill `folder` with metrics.json, grid.png, report.html; claims.json where there are claims; the base's images."""
+    """Write metrics.json, grid.png and report.html to `folder`; claims.json if there are claims, and the base's images."""
     folder.mkdir()
     write_json(folder / "metrics.json", evaluation.metrics)
     if evaluation.claims is not None:
@@ -104,8 +105,8 @@ def write_report(folder: Path, evaluation: Evaluation) -> None:
         (folder / "images").mkdir()
         for prompt_id in evaluation.first_images:
             pictures.save(evaluation.after_picture(prompt_id), folder / "images" / f"{prompt_id}.png")
-    shown = list(evaluation.first_images)[:GRID_PROMPTS]
-    pictures.save(_before_and_after(evaluation, shown), folder / "grid.png")
+    prompt_ids = list(evaluation.first_images)[:GRID_PROMPTS]
+    pictures.save(_before_and_after(evaluation, prompt_ids), folder / "grid.png")
     (folder / "report.html").write_text(_html(evaluation, folder / "grid.png"), encoding="utf-8")
 
 
@@ -141,20 +142,21 @@ def _html(evaluation: Evaluation, grid_path: Path) -> str:
         digest=evaluation.scores.digest,
         base_digest=evaluation.base_scores.digest,
         proof=evaluation.scores.proof,
+        min_prompts=MIN_PROMPTS,
     )
 
 
 def _table(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """A row a judge, and the ends of its interval as places 0..1 on one common axis, in spreads of the base."""
+    """A row for each judge, with its interval as positions 0..1 on an axis in standard deviations of the base."""
     figures = {**evaluation.metrics["judges"], DIVERSITY: evaluation.metrics["diversity"]}
-    # Judges have scales of their own; measured in the base's spread over prompts they share an axis.
+    # Judges have different scales; the base's standard deviation over prompts is a common unit.
     spreads = dict(zip(evaluation.columns, evaluation.base_means.std(0), strict=True))
     rows: list[dict[str, Any]] = []
     for name, values in figures.items():
         spread = float(spreads[name])
         ends = [values[key] / spread if spread > 0 else 0.0 for key in ("ci_low", "delta", "ci_high")]
         note = "trained on" if values.get("trained_on") else "" if name == DIVERSITY else "held out"
-        rows.append({"name": name, "what": evaluation.judged_by[name], "note": note, "ends": ends, **values})
+        rows.append({"name": name, "what": evaluation.judge_descriptions[name], "note": note, "ends": ends, **values})
     reach = max(0.1, *(abs(end) for row in rows for end in row["ends"])) * 1.05
     for row in rows:
         row["low"], row["at"], row["high"] = ((end / reach + 1) / 2 for end in row["ends"])
@@ -162,14 +164,14 @@ def _table(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 
 def _histograms(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """For each column how many prompts changed by how much; bins are symmetric around no change."""
-    drawn = []
+    """Histogram of the change over prompts for each column; bins are symmetric around no change."""
+    histograms = []
     for name, deltas in zip(evaluation.columns, evaluation.deltas.T, strict=True):
         reach = max(float(np.abs(deltas).max()), TIE)
         counts, _ = np.histogram(deltas, bins=BINS, range=(-reach, reach))
         better, worse = int((deltas > TIE).sum()), int((deltas < -TIE).sum())
         bars = [{"height": count / counts.max(), "side": np.sign(i - BINS // 2)} for i, count in enumerate(counts.tolist())]
-        drawn.append(
+        histograms.append(
             {
                 "name": name,
                 "reach": reach,
@@ -179,11 +181,11 @@ def _histograms(evaluation: Evaluation) -> list[dict[str, Any]]:
                 "same": len(deltas) - better - worse,
             }
         )
-    return drawn
+    return histograms
 
 
 def _claims(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Shares of claims that hold, base against candidate; a row a kind of claim, then a row a language."""
+    """Shares of claims that hold, of base and candidate: a row for each kind of claim, then for each language."""
     if evaluation.claims is None or evaluation.base_claims is None:
         return []
     return [
@@ -203,7 +205,7 @@ def _share(count: Mapping[str, int]) -> float:
 
 
 def _extremes(evaluation: Evaluation) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The prompts that lost most and won most under the focus judge, with both pictures; none that did not change."""
+    """The prompts that lost and gained most under the focus judge, with both images; without those that did not change."""
     if evaluation.is_base:
         return [], []
     deltas = evaluation.deltas[:, evaluation.columns.index(evaluation.focus)]

@@ -138,7 +138,7 @@ class Base:
         if all(encoder is self.encoders.get(name) for name, encoder in encoders.items()):
             return self.pipe
         if foreign := encoders.keys() - self.encoders.keys():
-            raise ModelError(f"Base {self.config.path} has no {', '.join(foreign)}; it has {', '.join(self.encoders)}")
+            raise ModelError(f"Base {self.config.path} has no {', '.join(sorted(foreign))}; it has {', '.join(self.encoders)}")
         options = {key: self.pipe.config[key] for key in ("force_zeros_for_empty_prompt",) if key in self.pipe.config}
         return assemble(type(self.pipe), {**self.pipe.components, **encoders}, options)
 

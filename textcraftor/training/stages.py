@@ -23,6 +23,7 @@ from textcraftor.chain.sampler import Sampler
 from textcraftor.config import Config, TrainConfig, TuneConfig
 from textcraftor.distributed import data_parallel, fsdp
 from textcraftor.errors import ConfigError, ModelError, unknown
+from textcraftor.heldout import require_held_out
 from textcraftor.layout import LATENTS, TRAIN_PROMPTS, encoder_folder, training_state, unet_folder
 from textcraftor.models.base import Base, TunedModel, load_base, load_candidate
 from textcraftor.models.lora import add_lora, merge_lora
@@ -42,15 +43,16 @@ PREVIEW_PROMPTS = 8  # in a sample grid
 def train_text_encoder(config: Config, mix: str, root: Path, device: torch.device) -> Path:
     """Stage `train@MIX`: tune the text encoder on one reward mix; returns `data/encoders/MIX`.
 
-    Raises ConfigError for an unknown mix or an encoder the base lacks, ModelError for missing or stale inputs,
-    TrainingError when a loss is not finite.
+    Raises ConfigError for an unknown mix, one that trains on a held-out judge, or an encoder the base lacks, ModelError
+    for missing or stale inputs, TrainingError when a loss is not finite.
     """
     weights, tune = _mix_weights(config, mix), config.train
+    trained_weights = require_held_out(config, weights, root)
     device = data_parallel.start(device)
     base = load_base(config.base.at(root), device)
     parts = encoder_parts(base, tune)
     trainer, inputs = _build_trainer(config, tune, weights, root, base, TunedModel(**parts), parts)
-    record = _proof(config, root, tune, weights, inputs)
+    record = {**_proof(config, root, tune, weights, inputs), "trained_weights": trained_weights}
     return _run(trainer, "train", mix, record, config, root, parts)
 
 
@@ -60,6 +62,7 @@ def train_unet(config: Config, mix: str, root: Path, device: torch.device) -> Pa
     The same loss, the other module (paper section 3.3). Raises as `train_text_encoder` does.
     """
     weights = _mix_weights(config, mix)
+    trained_weights = require_held_out(config, weights, root)
     device = data_parallel.start(device)
     base = load_base(config.base.at(root), device)
     candidate = Candidate.find(mix, root)
@@ -70,6 +73,7 @@ def train_unet(config: Config, mix: str, root: Path, device: torch.device) -> Pa
     meta_copies = {name: fsdp.meta_copy(module) for name, module in unet.items()}
     trainer, inputs = _build_trainer(config, config.train_unet, weights, root, base, replace(frozen, **unet), unet)
     record = _proof(config, root, config.train_unet, weights, {**inputs, **candidate.parts})
+    record["trained_weights"] = trained_weights
     return _run(trainer, "train-unet", mix, record, config, root, unet, meta_copies)
 
 
