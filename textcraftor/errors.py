@@ -1,17 +1,17 @@
-"""What can go wrong through no fault of the code.
+"""Errors that a user can cause and correct.
 
     UserError                 one clear line, exit status 2
-    ├── ConfigError           a profile, params.yaml or an option says something impossible
+    ├── ConfigError           a profile, params.yaml or an option has an impossible value
     ├── PromptError           a prompt source is missing, empty or unreadable
-    ├── StoreError            what `prepare` stores is missing, stale or damaged, or does not fit on the disk
+    ├── StoreError            the cache that `prepare` fills is missing, stale or damaged, or does not fit on the disk
     ├── ModelError            weights are missing, truncated or do not fit
     ├── RewardError           a reward is unknown, mis-weighted or got inputs it cannot score
-    ├── TrainingError         a run cannot go on (non-finite loss, no memory, full disk)
+    ├── TrainingError         a run cannot continue (non-finite loss, out of memory, full disk)
     ├── RankFailure           one rank failed inside a collective operation; the launcher ends the others
     └── Preempted             a run stopped after SIGTERM and wrote its checkpoint: exit status 75, run it again
 
-Every message says what was wrong, what was got, what is allowed and what to do next. Anything
-that is not a `UserError` is a bug and keeps its traceback.
+Every message says what is wrong, the value given, what is allowed and what to do next. Any other exception is a bug and
+keeps its traceback.
 """
 
 import difflib
@@ -19,13 +19,13 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A fault of the input, not of the code. The CLI prints the one line and exits with this status."""
+    """Base class. The CLI prints the message as one line and exits with `exit_status`."""
 
     exit_status = 2
 
 
 class ConfigError(UserError):
-    """A profile, params.yaml or an option says something impossible."""
+    """A profile, params.yaml or an option has an impossible value."""
 
 
 class PromptError(UserError):
@@ -33,7 +33,7 @@ class PromptError(UserError):
 
 
 class StoreError(UserError):
-    """What `prepare` stores is missing, stale or damaged, or does not fit on the disk."""
+    """The cache that `prepare` fills is missing, stale or damaged, or does not fit on the disk."""
 
 
 class ModelError(UserError):
@@ -45,7 +45,7 @@ class RewardError(UserError):
 
 
 class TrainingError(UserError):
-    """A run cannot go on: the loss is not finite, memory or disk does not suffice."""
+    """A run cannot continue: the loss is not finite, or memory or disk space ran out."""
 
 
 class RankFailure(UserError):
@@ -59,7 +59,7 @@ class Preempted(UserError):
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """The message for a name nobody knows: lists the known ones and the nearest guess."""
+    """The message for an unknown name: it lists the known names and suggests the most similar one."""
     names = sorted(known)
     message = f"Unknown {kind} {name!r}. Known: {', '.join(names)}."
     guess = difflib.get_close_matches(name, names, n=1)

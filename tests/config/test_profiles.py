@@ -19,7 +19,7 @@ def params(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_project_resolves_as_it_stands() -> None:
+def test_the_params_of_the_project_resolve() -> None:
     run = config.load(ROOT / "params.yaml")
     assert run.profile == "tiny" and set(run.mixes) == {"balanced", "aesthetic"}
 
@@ -31,13 +31,13 @@ def test_overrides_replace_single_values(params: Path) -> None:
     assert run.train.learning_rate == config.load(ROOT / "params.yaml").train.learning_rate
 
 
-def test_fractions_hold_for_any_number_of_steps(params: Path) -> None:
+def test_a_switch_is_a_fraction_of_any_number_of_steps(params: Path) -> None:
     assert [config.switch_step(0.4, steps) for steps in (10, 25, 50)] == [4, 10, 20]
     run = config.load(params, {"chain": {"num_inference_steps": 50}, "train": {"num_inference_steps": None}})
     assert run.train_chain.num_inference_steps == 50
 
 
-def test_training_and_sampling_switch_are_two_parameters(params: Path) -> None:
+def test_training_and_sampling_have_their_own_switch(params: Path) -> None:
     run = config.load(params, {"train": {"switch_at": 0.6}})
     assert run.sampler.switch_at == config.load(params).sampler.switch_at != run.train.switch_at
 
@@ -67,7 +67,7 @@ def test_a_candidate_for_each_mix_and_each_unet(params: Path) -> None:
         ({"train": {"steps": 0, "batch_size": 0}}, r"train\.steps: .*\(1 more error\)"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(params: Path, overrides: dict[str, Any], message: str) -> None:
+def test_an_invalid_value_is_one_line(params: Path, overrides: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as error:
         config.load(params, overrides)
     assert "\n" not in str(error.value)
@@ -79,7 +79,7 @@ def test_a_mix_without_the_constraint_can_be_allowed_explicitly(params: Path) ->
 
 
 @pytest.mark.parametrize("content", [b"a: [", b"- list", b"\xff\xfe"])
-def test_a_file_that_is_no_mapping_is_refused(params: Path, content: bytes) -> None:
+def test_a_params_file_that_is_no_mapping_is_refused(params: Path, content: bytes) -> None:
     params.write_bytes(content)
     with pytest.raises(ConfigError, match=r"params\.yaml"):
         config.load(params)
@@ -91,9 +91,18 @@ def test_the_resolved_yaml_resolves_to_itself(params: Path) -> None:
     assert config.load(params) == run
 
 
-def test_every_field_that_needs_a_unit_or_a_source_is_described() -> None:
-    for name in ("switch_at", "grad_steps", "steps", "batch_size", "accumulation"):
-        assert config.TrainConfig.model_fields[name].description, name
+def test_every_field_is_described() -> None:
+    """Fields that hold a section are described by its docstring; the exceptions say what they are by their names."""
+    exceptions = {"kind", "seed", "metric", "at_least", "why"}
+    models = [model for model in vars(config).values() if isinstance(model, type) and issubclass(model, config.Section)]
+    assert len(models) > 10
+    undescribed = {
+        f"{model.__name__}.{name}"
+        for model in models
+        for name, field in model.model_fields.items()
+        if not (field.description or name in exceptions or field.annotation in models)
+    }
+    assert not undescribed
 
 
 def test_every_profile_resolves(params: Path) -> None:
@@ -102,7 +111,7 @@ def test_every_profile_resolves(params: Path) -> None:
         assert config.load(params).profile == path.stem
 
 
-def test_settings_of_a_command_line() -> None:
+def test_overrides_are_parsed_from_arguments() -> None:
     assert config.parsed(["train.steps=3", "train.compile=true", "mixes=[a, b]"]) == {
         "train": {"steps": 3, "compile": True},
         "mixes": ["a", "b"],

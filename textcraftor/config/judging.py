@@ -1,4 +1,4 @@
-"""How candidates are judged, and what promotes one."""
+"""Evaluation of candidates, and the rules for promotion."""
 
 from typing import Annotated, Any, Literal
 
@@ -10,15 +10,15 @@ MATRIX = "_bxb"  # suffix of a judge that averages the whole prompt-image matrix
 
 
 class EvaluateConfig(Section):
-    """Same prompts, same noise for the base and every candidate."""
+    """Evaluation of the base and every candidate, on the same prompts and noise."""
 
-    prompts: Positive = 512
-    images_per_prompt: Annotated[int, Field(ge=2)] = Field(4, description="diversity needs at least two")
-    batch_size: Positive = 16
+    prompts: Positive = Field(512, description="number of held-out prompts")
+    images_per_prompt: Annotated[int, Field(ge=2)] = Field(4, description="images of each prompt; diversity needs two")
+    batch_size: Positive = Field(16, description="images in one forward pass")
     judges: tuple[str, ...] = Field(
         min_length=1,
-        description="rewards, `oracle` in the tiny world, and REWARD_bxb: a cosine reward's mean over all prompts, "
-        "not only the image's own (the scale of the paper's PickScore)",
+        description="names of rewards; `oracle` in the tiny world; REWARD_bxb: a cosine reward's mean over the image with all "
+        "prompts instead of its own (the scale of the PickScore in the paper)",
     )
     heldout_judges: tuple[str, ...] = Field(
         (), description="of the judges, those whose weights no mix may train on; the gate needs a rule on one of them"
@@ -29,9 +29,9 @@ class EvaluateConfig(Section):
 
 
 class GateRule(Section):
-    """One bound on one figure of metrics.json; `judge: diversity` has mean, base_mean and ratio."""
+    """A lower bound for one figure of metrics.json. `judge: diversity` has mean and ratio, other judges the rest."""
 
-    judge: str
+    judge: str = Field(description="one of evaluate.judges, or diversity")
     metric: Literal["mean", "delta", "ci_low", "win_rate", "ratio"]
     at_least: float
     why: str = ""
@@ -41,16 +41,16 @@ MIN_PROMPTS = 30  # fewer, and a 95 % interval of skewed scores covers clearly l
 
 
 class GateConfig(Section):
-    """What a candidate must reach before it may be promoted."""
+    """What a candidate must reach to be promoted."""
 
-    rules: tuple[GateRule, ...] = Field(min_length=1)
-    rank_by: str = Field("heldout", description="of the candidates that pass, the one with the best delta of this judge wins")
+    rules: tuple[GateRule, ...] = Field(min_length=1, description="all must hold")
+    rank_by: str = Field("heldout", description="among candidates that pass, the one with the highest delta of this judge wins")
     min_prompts: Annotated[int, Field(ge=2)] = Field(
-        MIN_PROMPTS, description="prompts below which no rule passes: an interval over fewer says too little about chance"
+        MIN_PROMPTS, description="no rule passes with fewer prompts: an interval over fewer says too little about chance"
     )
     champion_margin: dict[str, float] = Field(
         default_factory=dict,
-        description="judge -> how far below the champion's mean is still non-inferior; null removes a margin of the profile",
+        description="judge -> how far below the champion's mean still counts as non-inferior; null removes the profile's margin",
     )
 
     @field_validator("champion_margin", mode="before")
@@ -62,4 +62,4 @@ class GateConfig(Section):
 class RegistryConfig(Section):
     """The MLflow registered model that candidates become versions of."""
 
-    name: str
+    name: str = Field(description="name of the registered model")

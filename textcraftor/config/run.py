@@ -1,4 +1,4 @@
-"""A whole run: every section, and the facts that hold across them."""
+"""The configuration of a whole run: all sections, and the checks across them."""
 
 import os
 
@@ -18,22 +18,22 @@ from textcraftor.layout import candidate_name
 class Config(Section):
     """A whole run, resolved and checked."""
 
-    profile: str
-    mixes: tuple[Name, ...] = Field(min_length=1, description="the mixes to train, of those the profile defines")
-    unet_mixes: tuple[Name, ...] = Field((), description="of `mixes`, those whose UNet is tuned too")
+    profile: str = Field(description="name or file of the profile, as written")
+    mixes: tuple[Name, ...] = Field(min_length=1, description="mixes to train, of those in `mix`")
+    unet_mixes: tuple[Name, ...] = Field((), description="of these mixes, those whose UNet is tuned too")
     prompts: PromptsConfig
     downloads: dict[Name, Download] = Field(
-        default_factory=dict, description="what `textcraftor fetch` gets; empty where all is shipped"
+        default_factory=dict, description="what `textcraftor fetch` downloads; empty when everything is shipped"
     )
-    mirror: str = Field("", description="address of a hub mirror; empty: the environment's HF_ENDPOINT, or the hub itself")
+    mirror: str = Field("", description="URL of a hub mirror. Empty: HF_ENDPOINT of the environment, else the hub itself")
     base: BaseConfig
     chain: ChainConfig = ChainConfig()
     sampler: SamplerConfig = SamplerConfig()
     cpu_threads: Positive | None = Field(
-        None, description="threads of a CPU run; fixed, because sums in another order are other bytes. None: all cores"
+        None, description="threads of a run on the CPU; fixed, because another number changes the rounding. None: all cores"
     )
-    rewards: dict[Name, RewardConfig]
-    mix: dict[Name, Mix]
+    rewards: dict[Name, RewardConfig] = Field(description="reward models by name, for mixes and as judges")
+    mix: dict[Name, Mix] = Field(description="reward mixes by name: reward -> weight; loss = -sum of weight * reward")
     prepare: PrepareConfig = PrepareConfig()
     train: TrainConfig = TrainConfig()
     train_unet: TuneConfig = TuneConfig()
