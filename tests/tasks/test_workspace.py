@@ -11,6 +11,7 @@ from tasks.stages import repro
 from tasks.workspace import Workspace, open_workspace, stage_inputs
 from tests.flows.project import make_project, stages_run
 from textcraftor.artifact import digest
+from textcraftor.config import PROFILES
 from textcraftor.errors import ConfigError, PromptError
 
 
@@ -118,3 +119,12 @@ def test_every_file_that_the_configuration_names_is_in_the_variant(project: Path
     }
     variant = open_workspace.fn(project, overrides=overrides).folder
     assert {path.name for path in (variant / "models").iterdir()} == {path.name for path in (project / "models").iterdir()}
+
+
+def test_a_profile_of_the_project_is_in_the_variant(project: Path) -> None:
+    (project / "profiles").mkdir()
+    profile = project / "profiles/mine.yaml"
+    profile.write_text((PROFILES / "tiny.yaml").read_text())
+    workspace = open_workspace.fn(project, profile="mine")
+    assert (workspace.folder / "profiles/mine.yaml").read_text() == profile.read_text()
+    assert workspace.config.profile == "mine"
