@@ -34,9 +34,14 @@ PARAMS = {
         "batch_size": 4,
         "bootstrap": 10,
         "judges": ["clip", "aesthetic", "pickscore"],
+        "heldout_judges": [],
         "diversity_judge": "clip",
     },
-    "gate": {"rank_by": "clip", "champion_margin": {}, "rules": [{"judge": "clip", "metric": "delta", "at_least": -9}]},
+    "gate": {
+        "rank_by": "clip",
+        "champion_margin": {"oracle": None, "heldout": None},
+        "rules": [{"judge": "clip", "metric": "delta", "at_least": -9}],
+    },
 }
 
 

@@ -50,7 +50,7 @@ class GateConfig(Section):
     )
     champion_margin: dict[str, float] = Field(
         default_factory=dict,
-        description="judge -> how far below the champion's mean still counts as non-inferior; null removes the profile's margin",
+        description="judge -> how far below the champion's mean is still non-inferior; null removes the profile's margin",
     )
 
     @field_validator("champion_margin", mode="before")
