@@ -20,7 +20,7 @@ from textcraftor.evaluate.gate import gate
 from textcraftor.evaluate.scores import Scores
 from textcraftor.layout import BASE, encoder_folder, report_folder, scores_file
 
-PROMPTS, IMAGES = 12, 2
+PROMPTS, IMAGES = 32, 2
 
 
 def scores(name: str, digest: str, gain: float) -> Scores:
@@ -38,7 +38,11 @@ def scores(name: str, digest: str, gain: float) -> Scores:
             "diversity": 0.5,
         }
     )
-    return Scores(name, digest, ("heldout", "oracle"), ("clip",), {"inputs": {}}, table)
+    weights = {
+        "judge_weights": {"heldout": {"digest": "b" * 64, "largest": []}},
+        "trained_weights": {"clip": {"digest": "c" * 64, "largest": []}},
+    }
+    return Scores(name, digest, ("heldout", "oracle"), ("clip",), {"inputs": {}, **weights}, table)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +85,10 @@ def test_the_record_of_the_gate_stage_is_proven(workspace: Workspace, tmp_path: 
     record = prove(assembled(workspace, "balanced", tmp_path / "balanced"))
     assert verdict.winner == "balanced"
     assert record == {"candidate": "balanced", **verdict.records["balanced"]}
-    assert [rule["rule"] for rule in record["rules"]] == ["oracle.ci_low", "diversity.ratio"]
+    assert [rule["rule"] for rule in record["rules"]] == [
+        *("oracle.ci_low", "diversity.ratio"),
+        *("heldout.held_out", "oracle.held_out"),
+    ]
     with pytest.raises(Unproven, match=r"aesthetic did not pass the gate \(oracle.ci_low\)"):
         prove(assembled(workspace, "aesthetic", tmp_path / "aesthetic"))
 
