@@ -19,8 +19,10 @@ ROOT = Path(__file__).parents[2]
 SMALL = {
     "chain": {"num_inference_steps": 5},
     "train": {"grad_steps": 1},
-    "prompts": {"sources": [{"kind": "scenes", "count": 300, "rich_fraction": 0.5}], "heldout": 30, "max_train": 8},
-    "evaluate": {"prompts": 30, "images_per_prompt": 2},
+    "train_unet": {"grad_steps": 1},
+    "prompts": {"sources": [{"kind": "scenes", "count": 300, "rich_fraction": 0.5}], "heldout": 4, "max_train": 8},
+    "evaluate": {"prompts": 4, "images_per_prompt": 2},
+    "gate": {"min_prompts": 2},
     "prepare": {"batch_size": 8, "shard_rows": 64, "cpu_threads": 1},
 }
 STAGES = ("resolve", "curate", "prepare")
@@ -42,7 +44,8 @@ def make_workspace(folder: Path) -> Path:
 
 def by_dvc(folder: Path) -> None:
     environment = stage_environment({"HOME": str(folder)}, 1)
-    subprocess.run([*DVC, "repro", "-s", *STAGES], cwd=folder, env=environment, check=True, capture_output=True)
+    done = subprocess.run([*DVC, "repro", "-s", *STAGES], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def by_task(folder: Path) -> None:
