@@ -1,5 +1,6 @@
 """The recipe at toy size: it builds every artifact, resumes after an interruption, and is reproducible."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,6 +57,8 @@ def test_build_makes_every_artifact_once(tmp_path: Path) -> None:
     assert "license: apache-2.0" in card and "| plain prompts |" in card
     assert (out / "samples.png").stat().st_size > 1000
     assert not list(out.rglob("*.part*"))
+    for config in (out / "base/text_encoder", out / "rewards/pickscore", out / "rewards/aesthetic"):
+        assert json.loads((config / "config.json").read_text())["dtype"] == "float32", "what transformers loads it in"
     before = read_weights(out)
     assert build(out, work, device="cpu", settings=TOY_SETTINGS) == []
     assert read_weights(out) == before

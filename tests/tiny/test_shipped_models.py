@@ -39,6 +39,17 @@ def test_base_is_a_stock_pipeline(pipeline: StableDiffusionPipeline) -> None:
     assert pipeline.tokenizer.model_max_length == CONTEXT_LENGTH
 
 
+def test_base_draws_in_one_line_without_arguments() -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(MODELS / "base")
+    assert pipeline("a small red circle", num_inference_steps=1).images[0].size == (64, 64)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float16, torch.float32])
+def test_all_parts_of_base_load_in_one_precision(dtype: torch.dtype | None) -> None:
+    loaded = StableDiffusionPipeline.from_pretrained(MODELS / "base", **({} if dtype is None else {"dtype": dtype}))
+    assert {loaded.unet.dtype, loaded.vae.dtype, loaded.text_encoder.dtype} == {dtype or torch.float32}
+
+
 def test_base_follows_plain_prompts(pipeline: StableDiffusionPipeline) -> None:
     prompts = sample_prompts(24, seed=31, rich_fraction=0.0)
     images = generate(pipeline, prompts, GUIDANCE_SCALE)

@@ -35,9 +35,10 @@ half: rich prompts, which the base understands only in part.*
 |---|---|---|
 {inventory}
 
-All weights are safetensors in half precision, {megabytes:.1f} MB together. `base` generates 64 x 64 px images and has a text
-encoder of its own. `heldout` is a judge only: no model is trained on it, its architecture (convolutions) and its training
-images differ from the rewards', and it never saw an image decoded by the base's autoencoder.
+All weights are safetensors in half precision, {megabytes:.1f} MB together; without a `dtype` argument they load as float32.
+`StableDiffusionPipeline.from_pretrained("data/tiny/base")("a small red circle").images[0]` is a picture of 64 x 64 px. `base`
+has a text encoder of its own. `heldout` is a judge only: no model is trained on it, its architecture (convolutions) and its
+training images differ from the rewards', and it never saw an image decoded by the base's autoencoder.
 
 ## Training
 `textcraftor tiny-build` (`textcraftor/tiny/recipe`), seeded and resumable, takes about an hour and a half on two CPU cores.

@@ -1,4 +1,4 @@
-"""Exports trained models in half precision, in the files that each format's stock loader reads."""
+"""Exports trained models in half precision, in the files that each format's stock loader reads, as float32 by default."""
 
 import json
 from pathlib import Path
@@ -29,6 +29,7 @@ def export_base(
     )
     with replace_folder(folder) as temporary:
         pipeline.save_pretrained(temporary)
+        _load_as_float32(temporary / "text_encoder")
 
 
 def export_open_clip(folder: Path, model: CLIP, config: dict[str, object], tokenizer: CLIPTokenizer) -> None:
@@ -52,6 +53,7 @@ def export_clip_model(folder: Path, model: CLIPModel, tokenizer: CLIPTokenizer) 
         tokenizer.save_pretrained(temporary)
         _image_processor().save_pretrained(temporary)
         model.half().save_pretrained(temporary)
+        _load_as_float32(temporary)
 
 
 def export_aesthetic(folder: Path, model: AestheticModel) -> None:
@@ -59,5 +61,17 @@ def export_aesthetic(folder: Path, model: AestheticModel) -> None:
     with replace_folder(folder) as temporary:
         _image_processor().save_pretrained(temporary)
         model.tower.half().save_pretrained(temporary)
+        _load_as_float32(temporary)
         head = {f"layers.{name}": tensor for name, tensor in model.layers.half().state_dict().items()}
         save_tensors(head, temporary / "head.safetensors")
+
+
+def _load_as_float32(folder: Path) -> None:
+    """Make float32 the precision in which transformers loads a model that is stored in half precision.
+
+    Without a `dtype` argument transformers loads in the dtype that config.json names, and diffusers always in float32. The
+    text encoder of a pipeline would then differ from its UNet, and the first call would fail.
+    """
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "dtype": "float32"}, indent=2, sort_keys=True) + "\n")
