@@ -27,7 +27,7 @@ setup: $(STAMP)
 $(STAMP): requirements.lock pyproject.toml
 	@command -v "$(UV)" >/dev/null || { $(PYTHON) -m venv .textcraftor/uv && .textcraftor/uv/bin/pip install --quiet uv; }
 	@test -x $(BIN)/python || "$(UV)" venv --quiet --python "$(PYTHON)" .venv
-	"$(UV)" pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	"$(UV)" pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements.lock
 	"$(UV)" pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
@@ -45,7 +45,7 @@ lint: setup
 
 # Two worker processes; a file's tests stay on one, so that a server that its tests share is started once.
 test: setup
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: lint test
 

@@ -123,20 +123,20 @@ def test_bfloat16_rounds_gathered_weights_and_keeps_float32_gradients(family_fol
 def test_a_sharded_run_and_one_process_agree_and_resume_each_other(
     family_folders: dict[str, Path], tmp_path: Path, module: str
 ) -> None:
-    folder, settings = family_folders["sd1"], {"ema_decay": 0.5, "learning_rate": 1e-4, "steps": 4}
+    folder, settings = family_folders["sd1"], {"ema_decay": 0.5, "learning_rate": 1e-4, "steps": 3}
 
     class Killed(Exception):
         pass
 
-    def die_in_step_four(step: int) -> None:
-        if step == 3:
+    def die_in_step_three(step: int) -> None:
+        if step == 2:
             raise Killed
 
     def fit(batch_size: int, where: str, dies: bool = False, shard: bool = False) -> dict[str, torch.Tensor]:
         trainer = new(folder, module, batch_size=batch_size, shard=shard, **settings)
         if dies:
             with pytest.raises(Killed):
-                interrupted(trainer, die_in_step_four).fit(tmp_path / where, FACTS, preview(trainer))
+                interrupted(trainer, die_in_step_three).fit(tmp_path / where, FACTS, preview(trainer))
         else:
             trainer.fit(tmp_path / where, FACTS, preview(trainer))
         return fsdp.gather_on_rank0(trainer.module.state_dict())

@@ -207,7 +207,9 @@ REAL_SETS = {
 def test_public_prompt_sets_curate_without_leaks(tmp_path: Path) -> None:
     sets = {name: file(str(REAL / name)) for name in REAL_SETS}
     parti = sets.pop("PartiPrompts.tsv")
-    summary = curate(config(sources=tuple(sets.values()), benchmarks=(parti,), heldout=512), tmp_path, tmp_path / "out")
+    summary = curate(
+        config(sources=tuple(sets.values()), benchmarks=(parti,), heldout=512, heldout_share=0.06), tmp_path, tmp_path / "out"
+    )
     assert {Path(name).name: source.read for name, source in summary.sources.items()} == {
         name: rows for name, rows in REAL_SETS.items() if name != "PartiPrompts.tsv"
     }

@@ -8,6 +8,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from textcraftor import pictures
+from textcraftor.layout import TINY
 from textcraftor.tiny.oracle import CLAIM_KINDS
 from textcraftor.tiny.recipe.validation import GUIDANCE_SCALE, STEPS, ValidationReport, validate
 
@@ -36,7 +37,7 @@ half: rich prompts, which the base understands only in part.*
 {inventory}
 
 All weights are safetensors in half precision, {megabytes:.1f} MB together; without a `dtype` argument they load as float32.
-`StableDiffusionPipeline.from_pretrained("data/tiny/base")("a small red circle").images[0]` is a picture of 64 x 64 px. `base`
+`StableDiffusionPipeline.from_pretrained("{base}")("a small red circle").images[0]` is a picture of 64 x 64 px. `base`
 has a text encoder of its own. `heldout` is a judge only: no model is trained on it, its architecture (convolutions) and its
 training images differ from the rewards', and it never saw an image decoded by the base's autoencoder.
 
@@ -108,6 +109,7 @@ def card_text(out: Path, report: ValidationReport) -> str:
         for name, accuracy in report.hard_negatives.items()
     ]
     return _TEXT.format(
+        base=TINY / "base",
         steps=STEPS,
         guidance=GUIDANCE_SCALE,
         inventory="\n".join(inventory),
