@@ -3,15 +3,21 @@
 #   make full PROMPTS=my_prompts.txt   your own prompts      PROFILE=tiny  PROMOTE=auto|manual|never
 #   make full PREFECT_PORT=4200 MLFLOW_PORT=5000             fixed ports; free ones are found otherwise
 #   make test ARGS="-k gate"                                 pytest's own options; ARGS="-n 8" for more than two workers
-PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3))
 BIN := .venv/bin
 STAMP := .venv/.complete
-UV := $(or $(shell command -v uv),.textcraftor/uv/bin/uv)
+# A program counts only if it runs: a shim of pyenv or asdf may be on PATH while what it stands for is not installed.
+UV := $(or $(shell uv --version >/dev/null 2>&1 && echo uv),.textcraftor/uv/bin/uv)
+SUPPORTED := import sys; sys.exit((sys.implementation.name, *sys.version_info[:2]) not in {('cpython', 3, 11), ('cpython', 3, 12)})
+PYTHON ?= $(shell for each in $(BIN)/python python3.11 python3.12 python3 python "$$(uv python find '>=3.11,<3.13' 2>/dev/null)"; \
+  do if "$$each" -c "$(SUPPORTED)" </dev/null >/dev/null 2>&1; then echo "$$each"; break; fi; done)
+# Whether .venv runs and belongs to this folder: its scripts hold their path, so a project that was moved is set up again.
+READY := $(shell $(BIN)/python -Ic "import os, importlib.util as u; found = u.find_spec('textcraftor'); \
+  print(found is not None and os.path.samefile(found.origin, 'textcraftor/__init__.py') or '')" 2>/dev/null)
 export UV_PYTHON_DOWNLOADS := never
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup full ui lint test check format lock clean
+.PHONY: always help setup full ui lint test check format lock clean
 
 help:
 	@echo "make full    the whole pipeline on this machine, with Prefect and MLflow; exits with the verdict"
@@ -21,15 +27,23 @@ help:
 	@echo "make check   lint and test: what CI runs"
 	@echo "make setup   the environment alone    make lock   pin it anew    make clean   remove caches and one-off runs"
 
+# DVC wants Git to track the project unless it is told that nothing does: in a ZIP, a `git archive`, a copy in an image.
 setup: $(STAMP)
+	@git ls-files --error-unmatch dvc.yaml >/dev/null 2>&1 || grep -qs no_scm .dvc/config.local || \
+	  $(BIN)/dvc config --quiet --local core.no_scm true
 
 # The stamp comes last, so an interrupted set-up is taken up again; without a change there is nothing to do.
-$(STAMP): requirements.lock pyproject.toml
+$(STAMP): requirements.lock pyproject.toml $(if $(READY),,always)
+	$(if $(shell "$(PYTHON)" -c "$(SUPPORTED)" </dev/null 2>/dev/null && echo yes),,$(error $(UNSUPPORTED)))
+	@test "$(READY)" || rm -rf .venv
 	@command -v "$(UV)" >/dev/null || { $(PYTHON) -m venv .textcraftor/uv && .textcraftor/uv/bin/pip install --quiet uv; }
 	@test -x $(BIN)/python || "$(UV)" venv --quiet --python "$(PYTHON)" .venv
 	"$(UV)" pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements.lock
 	"$(UV)" pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
+
+UNSUPPORTED = Python 3.11 or 3.12 is needed, and $(or $(PYTHON),none on PATH) is not one (python3 is \
+  $(or $(shell python3 -V 2>&1 | grep Python),missing)). Install one, or name it: make PYTHON=/usr/local/bin/python3.12 $(MAKECMDGOALS)
 
 full: setup
 	@$(BIN)/python -m flows.local full
