@@ -1,7 +1,7 @@
 # `make full` runs everything, `make test` tests everything; both set themselves up. Bare Python with pip and venv
 # is all that is assumed.
 #   make full PROMPTS=my_prompts.txt   your own prompts      PROFILE=tiny  PROMOTE=auto|manual|never
-#   make full PREFECT_PORT=4200 MLFLOW_PORT=5000             fixed ports; free ones are found otherwise
+#   make full PREFECT_PORT=4300 MLFLOW_PORT=5100             fixed ports; otherwise 4200 and 5000 where they are free
 #   make test ARGS="-k gate"                                 pytest's own options; ARGS="-n 8" for more than two workers
 BIN := .venv/bin
 STAMP := .venv/.complete
@@ -17,11 +17,12 @@ export UV_PYTHON_DOWNLOADS := never
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: always help setup full ui lint test check format lock clean
+.PHONY: always help setup full ui promote lint test check format lock clean
 
 help:
 	@echo "make full    the whole pipeline on this machine, with Prefect and MLflow; exits with the verdict"
-	@echo "make ui      look at earlier runs in Prefect and MLflow, until Ctrl-C"
+	@echo "make ui      Prefect and MLflow with earlier runs, and a worker for new ones, until Ctrl-C"
+	@echo "make promote VERSION=1   make a registered version the champion, after proving it again"
 	@echo "make test    all tests"
 	@echo "make lint    formatting, lint, imports between packages, types"
 	@echo "make check   lint and test: what CI runs"
@@ -50,6 +51,9 @@ full: setup
 
 ui: setup
 	@$(BIN)/python -m flows.local ui
+
+promote: setup
+	@$(BIN)/python -m flows.local promote
 
 lint: setup
 	@$(BIN)/ruff format --check .

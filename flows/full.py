@@ -7,6 +7,7 @@ from prefect import State, flow
 from prefect.futures import PrefectFuture, wait
 from prefect.states import Completed
 
+from flows.errors import log_user_errors_in_one_line
 from flows.settings import RunSettings
 from tasks.gate import Verdict, read_verdict
 from tasks.gpus import GpuPool, visible_gpus
@@ -21,8 +22,10 @@ from tasks.workspace import Workspace, open_workspace
 def full(settings: RunSettings = RunSettings()) -> State[Decision]:  # noqa: B008 (immutable)
     """Curate, tune, judge; promote only what wins.
 
-    A gate that no candidate passes is a completed run that promotes nothing; the state's name is the verdict.
+    A gate that no candidate passes is a completed run that promotes nothing. The state's message is the verdict; its name
+    stays Prefect's own, because the page of a deployment lists no run in a state of another name.
     """
+    log_user_errors_in_one_line()
     with stop_stages_on_error():
         workspace = open_workspace(Path.cwd(), **settings.model_dump(exclude={"promote"}))
         # `tiny` is frozen and never runs here; it is listed so that dvc.lock is complete.
@@ -33,7 +36,7 @@ def full(settings: RunSettings = RunSettings()) -> State[Decision]:  # noqa: B00
     verdict = read_verdict(workspace)
     decision = decide(verdict, workspace, settings).model_copy(update={"folder": str(workspace.folder)})
     show_decision(decision, verdict, workspace)
-    return Completed(name=decision.verdict.capitalize(), message=decision.why, data=decision)
+    return Completed(message=f"{decision.verdict}: {decision.why}", data=decision)
 
 
 def tune_and_evaluate(workspace: Workspace, gpus: GpuPool) -> None:

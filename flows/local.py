@@ -1,15 +1,17 @@
-"""`make full` and `make ui`: the whole pipeline on this machine, and the UIs with earlier runs.
+"""`make full`, `make ui` and `make promote`: the pipeline on this machine, with servers of its own.
 
-    python -m flows.local full     start servers, deploy, run, report, stop servers
-    python -m flows.local ui       start servers, stop them at Ctrl-C
+    python -m flows.local full       start servers, deploy, run, report, stop servers
+    python -m flows.local ui         start servers and a worker, stop them at Ctrl-C
+    python -m flows.local promote    make a registered version champion, on the servers that run or on new ones
 
 `full` exits with 0 (promoted, or the champion stays), 3 (not promoted), 1 (the run failed) or 2 (impossible settings).
-Settings are environment variables: PROMPTS (a file), PROFILE, PROMOTE; PREFECT_PORT and MLFLOW_PORT fix a port;
-TEXTCRAFTOR_GRACE_SECONDS is how long a training that is stopped may take to write its checkpoint. Ctrl-C waits for
-checkpoints; a second Ctrl-C does not, and they are still written.
+Settings are environment variables: PROMPTS (a file), PROFILE, PROMOTE; VERSION for `promote`; PREFECT_PORT and MLFLOW_PORT
+fix a port; TEXTCRAFTOR_GRACE_SECONDS is how long a training that is stopped may take to write its checkpoint. Ctrl-C waits
+for checkpoints; a second Ctrl-C does not, and they are still written.
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -20,14 +22,16 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from flows.servers import Servers, ServersError, choose_ports, exclusive, running
+from flows.servers import SHELL_FILE, Servers, ServersError, choose_ports, exclusive, prefect_folder, reached, running
 from tasks import guard
-from textcraftor.errors import PromptError, UserError
+from tasks.links import model_page, runs_page
+from textcraftor.config import load
+from textcraftor.errors import ConfigError, PromptError, UserError
 from textcraftor.layout import STATE
 
 ROOT = Path(__file__).resolve().parents[1]
 HOME = ROOT / STATE
-DEPLOYMENT = "textcraftor/full"
+DEPLOYMENT, PROMOTION = "textcraftor/full", "promote/champion"
 
 
 def full() -> int:
@@ -36,10 +40,9 @@ def full() -> int:
     ports = choose_ports(os.environ)
     with exclusive(HOME):
         print("Starting Prefect and MLflow ...", flush=True)
-        with running(ROOT, HOME, ports, worker=True) as servers:
+        with running(ROOT, HOME, ports) as servers:
             print(f"Prefect {ports.prefect_url}   MLflow {ports.mlflow_url}   (both until the run ends)", flush=True)
             os.environ.update(servers.env)
-            asyncio.run(cancel_open_runs())
             status = run(servers, settings)
     print("Both UIs, with this run in them: make ui")
     return status
@@ -52,45 +55,51 @@ def run(servers: Servers, settings: Mapping[str, Any]) -> int:
     name = f"make-full-{time.strftime('%Y%m%d-%H%M%S')}-{uuid4().hex[:4]}"
     parameters = json.dumps({"settings": dict(settings)})
     command = ["prefect", "deployment", "run", DEPLOYMENT, "--watch", "--flow-run-name", name, "--params", parameters]
-    watch = guard.start([sys.executable, "-m", *command], cwd=servers.root, env=servers.env)
+    watch = guard.start([sys.executable, "-m", *command], cwd=servers.folder, env=servers.env)
     try:
         while watch.poll() is None:
             servers.require_alive()
             time.sleep(0.5)
     except BaseException:
-        asyncio.run(cancel_open_runs())  # the interrupted run must not look as if it still ran
+        asyncio.run(summary.cancel_run(name))  # the interrupted run must not look as if it still ran
         raise
     finally:
         guard.end(watch)
     return asyncio.run(summary.print_summary(name))
 
 
-async def cancel_open_runs() -> None:
-    """Cancel runs that an earlier crash left open; while we hold the project's lock nobody works on them.
-
-    Our worker would start an open run again, or the run would occupy the deployment's only slot for ever.
-    """
-    from prefect import get_client
-    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
-    from prefect.client.schemas.objects import TERMINAL_STATES, StateType
-    from prefect.states import Cancelled
-
-    is_open = FlowRunFilterStateType(any_=[state for state in StateType if state not in TERMINAL_STATES])
-    async with get_client() as client:
-        for run in await client.read_flow_runs(flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=is_open))):
-            await client.set_flow_run_state(run.id, Cancelled(message="Its servers were stopped."), force=True)
-
-
 def ui() -> int:
-    """Serve both UIs, with earlier runs in them, until Ctrl-C."""
+    """Serve both UIs, with earlier runs in them, and run what is asked for, until Ctrl-C, which is how it is meant to end."""
+    model = load(ROOT / "params.yaml").registry.name
     ports = choose_ports(os.environ)
-    with exclusive(HOME):
+    with contextlib.suppress(SystemExit), exclusive(HOME):
         print("Starting Prefect and MLflow ...", flush=True)
-        with running(ROOT, HOME, ports, worker=False) as servers:
-            print(f"Prefect {ports.prefect_url}\nMLflow  {ports.mlflow_url}\nCtrl-C stops both.", flush=True)
+        with running(ROOT, HOME, ports) as servers:
+            print(
+                f"Prefect   {ports.prefect_url}\n"
+                f"MLflow    {runs_page(ports.mlflow_url, servers.experiment_id(model))}   runs\n"
+                f"          {model_page(ports.mlflow_url, model)}   registered versions\n"
+                f"To start runs from another shell, first: source {HOME.relative_to(ROOT) / SHELL_FILE}\n"
+                "Ctrl-C stops both.",
+                flush=True,
+            )
             while True:
                 servers.require_alive()
                 time.sleep(1)
+    return 0
+
+
+def promote() -> int:
+    """Run the deployment that makes VERSION the champion; returns the exit status. Raises ConfigError without a version."""
+    given = os.environ.get("VERSION", "")
+    if not (given.isdecimal() and int(given) > 0):
+        said = f"VERSION={given} is not the number of a version" if given else "VERSION is missing"
+        raise ConfigError(f"{said}. Give one that the registry shows, such as make promote VERSION=1")
+    with reached(ROOT, HOME, os.environ) as env:
+        os.environ.update(env)
+        from flows import summary  # imports Prefect, which reads the environment when it is imported
+
+        return asyncio.run(summary.run_promotion(PROMOTION, int(given)))
 
 
 def settings_from(environment: Mapping[str, str]) -> dict[str, Any]:
@@ -113,6 +122,7 @@ def main(verbs: Mapping[str, Callable[[], int]], arguments: list[str]) -> int:
     # Set explicitly, because a shell's background job would ignore Ctrl-C.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, stop)
+    os.chdir(prefect_folder(HOME))  # away from the settings that may lie in the project
     try:
         return verbs[arguments[0]]()
     except ServersError as error:
@@ -124,4 +134,4 @@ def main(verbs: Mapping[str, Callable[[], int]], arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main({"full": full, "ui": ui}, sys.argv[1:]))
+    sys.exit(main({"full": full, "ui": ui, "promote": promote}, sys.argv[1:]))

@@ -1,8 +1,9 @@
-"""A person chooses the champion: `prefect deployment run promote/champion --param version=3`."""
+"""A person chooses the champion: `make promote VERSION=3`."""
 
 from prefect import State, flow
 from prefect.states import Completed
 
+from flows.errors import log_user_errors_in_one_line
 from tasks import registry
 from textcraftor.config import load
 
@@ -14,6 +15,7 @@ def promote(version: int, profile: str | None = None) -> State[registry.Decision
     version: its number in the registry.  profile: selects the registered model; empty for the one in params.yaml.
     A person may overrule the comparison with the champion, which is recorded. Nobody may overrule the gate.
     """
+    log_user_errors_in_one_line()
     config = load("params.yaml", {"profile": profile} if profile else None)
     decision = registry.promote(version, config, by_hand=True)
-    return Completed(name=decision.verdict.capitalize(), message=decision.why, data=decision)
+    return Completed(message=f"{decision.verdict}: {decision.why}", data=decision)

@@ -1,6 +1,8 @@
-"""Prefect and MLflow servers on this machine, on the loopback interface only.
+"""Prefect and MLflow servers on this machine, on the loopback interface only, and a worker for the flows.
 
-Their data stay in .textcraftor/. Their processes end with the process that started them, even if it is killed.
+Their data stay in .textcraftor/. Their processes end with the process that started them, even if it is killed. They run in
+Prefect's own folder there, because Prefect reads `.env`, `prefect.toml` and `pyproject.toml` of the folder that it is started
+in: a database or an API key of somebody else's, named in the project, must not reach them.
 """
 
 import contextlib
@@ -8,13 +10,15 @@ import fcntl
 import http.client
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from tasks import guard
 from tasks.environment import grace_seconds
@@ -22,7 +26,8 @@ from textcraftor.errors import UserError
 
 HOST = "127.0.0.1"
 START_TIMEOUT = 600.0  # seconds; 10 are usual, minutes on a machine busy with training
-POOL = "textcraftor"
+SHELL_FILE = "env"  # in .textcraftor/, while the servers run
+PREFERRED = {"prefect": 4200, "mlflow": 5000}  # their usual ports, so that links and shells of yesterday still fit
 
 
 class ServersError(UserError):
@@ -46,7 +51,7 @@ class Ports:
 
 
 def choose_ports(environment: Mapping[str, str]) -> Ports:
-    """Free ports, or those that PREFECT_PORT (or PORT) and MLFLOW_PORT fix.
+    """The usual ports or, where one is taken, a free one; or those that PREFECT_PORT (or PORT) and MLFLOW_PORT fix.
 
     Raises ServersError when a fixed port is not a port number, is taken, or is given twice.
     """
@@ -73,31 +78,50 @@ def exclusive(home: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ServersError(
-                f"Servers of this project already run: {_addresses(home)}. Stop them first (Ctrl-C there)"
-            ) from None
+            ports = _running_ports(home)
+            where = f"{ports.prefect_url} and {ports.mlflow_url}" if ports else "they are starting or stopping"
+            raise ServersError(f"Servers of this project already run: {where}. Stop them first (Ctrl-C there)") from None
         yield
 
 
 @contextlib.contextmanager
-def running(root: Path, home: Path, ports: Ports, worker: bool) -> Iterator["Servers"]:
-    """Start both servers, with `worker` also a worker and the deployments of prefect.yaml; stop them after the block."""
-    servers = Servers(root, home, ports, environment(home, ports))
+def reached(root: Path, home: Path, settings: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    """The environment in which clients reach this project's servers: those that run, or new ones until the block ends.
+
+    Raises ServersError when they are just starting or stopping, or cannot be started.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(exclusive(home))
+        except ServersError:
+            if (ports := _running_ports(home)) is None:
+                raise
+            yield environment(root, home, ports)
+            return
+        print("Starting Prefect and MLflow ...", flush=True)
+        yield stack.enter_context(running(root, home, choose_ports(settings))).env
+
+
+@contextlib.contextmanager
+def running(root: Path, home: Path, ports: Ports) -> Iterator["Servers"]:
+    """Start both servers and a worker for the deployments of prefect.yaml; stop them after the block."""
+    servers = Servers(root, home, ports, environment(root, home, ports))
     try:
         servers.start("prefect", ["prefect", "server", "start", "--host", HOST, "--port", str(ports.prefect)])
         servers.start("mlflow", ["mlflow", "server", *mlflow_options(home / "mlflow", ports.mlflow)])
         servers.wait_for("prefect", ports.prefect, "/api/health")
         servers.wait_for("mlflow", ports.mlflow, "/health")
-        (home / "servers.json").write_text(json.dumps([ports.prefect_url, ports.mlflow_url]), encoding="utf-8")
-        if worker:
-            servers.run("prefect", "work-pool", "create", POOL, "--type", "process", "--overwrite")
-            servers.run("prefect", "--no-prompt", "deploy", "--all")
-            worker_command = ["prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", "local"]
-            # The flow in it waits for stages that write a checkpoint, so the worker gets their time and a little more.
-            servers.start("worker", worker_command, grace=grace_seconds(os.environ) + guard.GRACE)
+        # Before the worker starts, which would take up again what an earlier one left unfinished.
+        servers.run("flows.deploy", str(root))
+        worker_command = ["prefect", "worker", "start", "--pool", "textcraftor", "--type", "process", "--name", "local"]
+        # The flow in it waits for stages that write a checkpoint, so the worker gets their time and a little more.
+        servers.start("worker", worker_command, grace=grace_seconds(os.environ) + guard.GRACE)
+        (home / "servers.json").write_text(json.dumps(asdict(ports)), encoding="utf-8")
+        (home / SHELL_FILE).write_text(shell_lines(servers.env), encoding="utf-8")
         yield servers
     finally:
-        (home / "servers.json").unlink(missing_ok=True)
+        for name in ("servers.json", SHELL_FILE):
+            (home / name).unlink(missing_ok=True)
         servers.stop()
 
 
@@ -106,6 +130,7 @@ class Servers:
 
     def __init__(self, root: Path, home: Path, ports: Ports, env: dict[str, str]) -> None:
         self.root, self.home, self.ports, self.env = root, home, ports, env
+        self.folder = prefect_folder(home)
         self._processes: dict[str, subprocess.Popen[str]] = {}
 
     def start(self, name: str, module: list[str], grace: float = guard.GRACE) -> None:
@@ -116,7 +141,7 @@ class Servers:
             self._processes[name] = guard.start(
                 [sys.executable, "-m", *module],
                 grace,
-                cwd=self.root,
+                cwd=self.folder,
                 env=self.env,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -124,7 +149,7 @@ class Servers:
 
     def run(self, *module: str) -> None:
         """Run `python -m MODULE...` to its end. Raises ServersError with its last lines when it fails."""
-        done = subprocess.run([sys.executable, "-m", *module], cwd=self.root, env=self.env, capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-m", *module], cwd=self.folder, env=self.env, capture_output=True, text=True)
         if done.returncode != 0:
             lines = (done.stdout + done.stderr).strip().splitlines()
             raise ServersError(f"`{' '.join(module)}` failed: {' '.join(lines[-3:])}")
@@ -134,7 +159,7 @@ class Servers:
         deadline = time.monotonic() + START_TIMEOUT
         while time.monotonic() < deadline:
             self.require_alive()
-            if _answers(port, path):
+            if _get(port, path) is not None:
                 return
             time.sleep(0.3)
         raise ServersError(f"{name} did not answer within {START_TIMEOUT:.0f} s. Its log: {self._log(name)}")
@@ -146,6 +171,12 @@ class Servers:
                 lines = self._log(name).read_text(encoding="utf-8", errors="replace").strip().splitlines()
                 raise ServersError(f"{name} ended: {lines[-1] if lines else 'no output'}. Its log: {self._log(name)}")
 
+    def experiment_id(self, name: str) -> str | None:
+        """ID of an MLflow experiment that is not deleted; None where there is none."""
+        content = _get(self.ports.mlflow, f"/api/2.0/mlflow/experiments/get-by-name?experiment_name={quote(name)}")
+        experiment = json.loads(content or "{}").get("experiment", {})
+        return experiment.get("experiment_id") if experiment.get("lifecycle_stage") == "active" else None
+
     def stop(self) -> None:
         """End all processes, in the reverse order of their start."""
         for process in reversed(self._processes.values()):
@@ -156,7 +187,7 @@ class Servers:
         return self.home / "logs" / f"{name}.log"
 
 
-def environment(home: Path, ports: Ports) -> dict[str, str]:
+def environment(root: Path, home: Path, ports: Ports) -> dict[str, str]:
     """The environment of servers and clients, without the settings of any other Prefect or MLflow that the user has."""
     kept = ("PREFECT_TASK_RUNNER_", "PREFECT_LOGGING_")
     inherited = {
@@ -167,14 +198,21 @@ def environment(home: Path, ports: Ports) -> dict[str, str]:
     template = Path(__file__).resolve().parents[1] / "mlflow/server.env"
     lines = [line.split("=", 1) for line in template.read_text(encoding="utf-8").splitlines() if line and line[0] != "#"]
     no_proxy = ",".join(filter(None, (HOST, "localhost", inherited.get("NO_PROXY") or inherited.get("no_proxy"))))
+    folder = prefect_folder(home)
     return {
         **inherited,
         **dict(lines),
         "NO_PROXY": no_proxy,
         "no_proxy": no_proxy,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{inherited.get('PATH', os.defpath)}",
-        "PREFECT_HOME": str(home / "prefect"),
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(root), inherited.get("PYTHONPATH")))),
+        "PREFECT_HOME": str(folder),
+        "PREFECT_PROFILE": "ephemeral",  # Prefect's name of the profile without settings
         "PREFECT_API_URL": f"{ports.prefect_url}/api",
+        # Said although these are the defaults, because a file of settings would give way to nothing less.
+        "PREFECT_API_KEY": "",
+        "PREFECT_API_AUTH_STRING": "",
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder / 'prefect.db'}",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         # SQLite has one writer: on a machine busy with training others may wait for it.
         "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
@@ -188,6 +226,20 @@ def environment(home: Path, ports: Ports) -> dict[str, str]:
     }
 
 
+def shell_lines(env: Mapping[str, str]) -> str:
+    """Lines for another shell to `source`, so that its `prefect` talks to these servers."""
+    names = [name for name in env if name.startswith(("PREFECT_API_", "PREFECT_HOME", "PREFECT_PROFILE")) or name == "NO_PROXY"]
+    exports = [f"export {name}={shlex.quote(env[name])}" for name in sorted(names)]
+    return "\n".join([*exports, f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"', ""])
+
+
+def prefect_folder(home: Path) -> Path:
+    """Prefect's own folder, in which its processes run; made if it is not there."""
+    folder = home / "prefect"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def mlflow_options(store: Path, port: int) -> list[str]:
     """Options of the MLflow server: its data lie in `store`, artifacts are served by the server alone."""
     (store / "artifacts").mkdir(parents=True, exist_ok=True)
@@ -199,32 +251,36 @@ def mlflow_options(store: Path, port: int) -> list[str]:
 
 
 def _find_port(name: str, fixed: str | None, sockets: contextlib.ExitStack) -> int:
+    """A port that the probe, which stays open in `sockets`, could bind."""
     variable = f"{name.upper()}_PORT"
     if fixed and not (fixed.isdecimal() and 1 <= int(fixed) <= 65535):
         raise ServersError(f"{variable}={fixed} is not a port. Give a number from 1 to 65535, or none for a free one")
-    probe = sockets.enter_context(socket.socket())
-    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        probe.bind((HOST, int(fixed or 0)))
-    except OSError as error:
-        raise ServersError(
-            f"{variable}={fixed} cannot be used ({error.strerror}). Give another one, or none for a free one"
-        ) from None
-    return int(probe.getsockname()[1])
+    for port in [int(fixed)] if fixed else [PREFERRED[name], 0]:
+        probe = sockets.enter_context(socket.socket())
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+            return int(probe.getsockname()[1])
+        except OSError as error:
+            problem = error.strerror
+    raise ServersError(f"{variable}={fixed} cannot be used ({problem}). Give another one, or none for a free one")
 
 
-def _answers(port: int, path: str) -> bool:
+def _get(port: int, path: str) -> bytes | None:
+    """The body that a server of ours answers with; None when it does not, or not with status 200."""
     connection = http.client.HTTPConnection(HOST, port, timeout=5)  # no proxy, whatever the environment says
     try:
         connection.request("GET", path)
-        return connection.getresponse().status == 200
+        response = connection.getresponse()
+        return response.read() if response.status == 200 else None
     except (OSError, http.client.HTTPException):
-        return False
+        return None
     finally:
         connection.close()
 
 
-def _addresses(home: Path) -> str:
-    with contextlib.suppress(OSError, ValueError):
-        return " and ".join(json.loads((home / "servers.json").read_text(encoding="utf-8")))
-    return "they are starting or stopping"
+def _running_ports(home: Path) -> Ports | None:
+    """Ports of the servers that run; None while they start or stop."""
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return Ports(**json.loads((home / "servers.json").read_text(encoding="utf-8")))
+    return None

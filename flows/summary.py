@@ -1,9 +1,13 @@
 """The summary of a run in the terminal: every candidate's scores, the verdict, where the picture is."""
 
+import re
+import sys
 from pathlib import Path
 
-from prefect import get_client
+from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
+from prefect.deployments import arun_deployment
+from prefect.states import Cancelled, State
 from rich.console import Console
 from rich.table import Table
 
@@ -19,13 +23,11 @@ async def print_summary(flow_run_name: str) -> int:
     console = Console()
     console.width = max(console.width, 100)  # a log file has no width; the table has
     async with get_client() as client:
-        found = await client.read_flow_runs(flow_run_filter=FlowRunFilter(name=FlowRunFilterName(any_=[flow_run_name])))
-        state = found[0].state if found else None
-        if state is None or not state.is_completed():
-            reason = " ".join((state.message or state.name or "").split()) if state else "it was never created"
-            console.print(f"\n[bold]The run failed.[/bold] {reason.removeprefix('Flow run encountered an exception: ')}")
-            return FAILED
-        decision = Decision.model_validate(await state.aresult())
+        state = await _state(client, flow_run_name)
+    if state is None or not state.is_completed():
+        console.print(f"\n[bold]The run failed.[/bold] {_reason(state)}")
+        return FAILED
+    decision = Decision.model_validate(await state.aresult())
     workspace = Workspace(Path(decision.folder))
     for candidate in workspace.config.candidates:
         console.print(score_table(candidate, workspace))
@@ -34,6 +36,40 @@ async def print_summary(flow_run_name: str) -> int:
     console.print(f"Before and after: {workspace.report(shown) / 'grid.png'}", soft_wrap=True)
     console.print(f"The whole report: {workspace.report(shown) / 'report.html'}", soft_wrap=True)
     return NOT_PROMOTED if decision.verdict == "not promoted" else PROMOTED
+
+
+async def run_promotion(deployment: str, version: int) -> int:
+    """Run the deployment that promotes a version, print its verdict, and return the exit status that says the same."""
+    run = await arun_deployment(deployment, parameters={"version": version}, poll_interval=1, as_subflow=False)
+    if run.state is None or not run.state.is_completed():
+        print(f"textcraftor: {_reason(run.state)}", file=sys.stderr)
+        return FAILED
+    decision = Decision.model_validate(await run.state.aresult())
+    print(f"Verdict: {decision.verdict}{describe(decision)}: {decision.why}")
+    return PROMOTED
+
+
+async def cancel_run(flow_run_name: str) -> None:
+    """Cancel a run whose processes are being ended, if it is still open."""
+    named = FlowRunFilter(name=FlowRunFilterName(any_=[flow_run_name]))
+    async with get_client() as client:
+        for run in await client.read_flow_runs(flow_run_filter=named):
+            if run.state and not run.state.is_final():
+                await client.set_flow_run_state(run.id, Cancelled(message="Its servers were stopped."), force=True)
+
+
+async def _state(client: PrefectClient, flow_run_name: str) -> State | None:
+    named = FlowRunFilter(name=FlowRunFilterName(any_=[flow_run_name]))
+    found = await client.read_flow_runs(flow_run_filter=named)
+    return found[0].state if found else None
+
+
+def _reason(state: State | None) -> str:
+    """Why a run did not complete, in one line."""
+    if state is None:
+        return "it was never created"
+    message = " ".join((state.message or state.name or "").split())
+    return re.sub(r"^Flow run encountered an exception: \w+: ", "", message)
 
 
 def describe(decision: Decision) -> str:

@@ -14,7 +14,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel
 
-from tasks import tracking
+from tasks import links, tracking
 from tasks.evidence import Record, Unproven, prove
 from tasks.tracking import (
     ARTIFACT,
@@ -104,7 +104,7 @@ def challenge(version: int, config: Config) -> Decision:
             why = f"version {champion.version} is the champion and has the same weights"
             return _decision("champion stays", why, champion.version, record, model)
         mlflow.set_registered_model_alias(model, CHALLENGER, str(version))
-    why = f"a person decides: prefect deployment run promote/champion --param version={version}"
+    why = f"a person decides: make promote VERSION={version}"
     if champion and not champion.record:
         why = f"{why}. The champion, version {champion.version}, is not proven: {champion.fault}"
     return _decision("challenger", why, version, record, model)
@@ -157,7 +157,7 @@ def promote(version: int, config: Config, by_hand: bool = False) -> Decision:
 def version_page(model: str, version: int) -> str | None:
     """URL of a version in MLflow's UI; None without a server."""
     uri = without_credentials(tracking_uri())
-    return f"{uri}/#/models/{model}/versions/{version}" if uri.startswith("http") else None
+    return links.version_page(uri, model, version) if uri.startswith("http") else None
 
 
 def _compare(version: int, champion: Champion | None, config: Config) -> list[Record]:

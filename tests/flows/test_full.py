@@ -54,10 +54,10 @@ def test_from_prompts_to_a_champion_and_again(project: Path) -> None:
     assert (project / "dvc.lock").read_bytes() == before
 
 
-def test_the_state_is_the_verdict_and_the_ui_shows_it(project: Path) -> None:
+def test_the_state_says_the_verdict_and_the_ui_shows_it(project: Path) -> None:
     state = full(RunSettings(mixes=["balanced"], promote="manual"), return_state=True)
-    assert (state.type.value, state.name) == ("COMPLETED", "Challenger")
-    assert "promote/champion --param version=1" in str(state.message)
+    assert (state.type.value, state.name) == ("COMPLETED", "Completed")  # the deployment's page lists no run of another name
+    assert str(state.message) == "challenger: a person decides: make promote VERSION=1"
     with get_client(sync_client=True) as client:
         shown = {a.key: a for a in client.read_artifacts(artifact_filter=ArtifactFilter(), limit=50)}
     assert "data:image/png;base64," in str(shown["grid-balanced"].data)
@@ -68,7 +68,7 @@ def test_the_state_is_the_verdict_and_the_ui_shows_it(project: Path) -> None:
 
 def test_a_gate_that_nobody_passes_promotes_nothing(project: Path) -> None:
     state = full(RunSettings(overrides={"train": {"steps": 1}}), return_state=True)
-    assert (state.type.value, state.name) == ("COMPLETED", "Not promoted")
+    assert (state.type.value, state.name) == ("COMPLETED", "Completed") and str(state.message).startswith("not promoted: ")
     assert "balanced: oracle.delta = 0.0090, at least 0.0500" in str(state.message)
     assert not tracking.client().search_model_versions("name = 'textcraftor-tiny'")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import local
+from flows import local, servers
 from flows.servers import ServersError, choose_ports, environment, exclusive
 from textcraftor.errors import PromptError
 
@@ -18,6 +18,17 @@ ROOT = Path(__file__).parents[2]
 def test_free_ports_differ() -> None:
     ports = choose_ports({})
     assert ports.prefect != ports.mlflow
+
+
+def test_the_usual_ports_are_used_where_they_are_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = choose_ports({})
+    monkeypatch.setattr(servers, "PREFERRED", {"prefect": usual.prefect, "mlflow": usual.mlflow})
+    assert choose_ports({}) == usual
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", usual.mlflow))
+        taken.listen()
+        assert choose_ports({}).prefect == usual.prefect
+        assert choose_ports({}).mlflow != usual.mlflow
 
 
 def test_fixed_ports_are_kept() -> None:
@@ -59,8 +70,9 @@ def test_settings_of_other_servers_are_left_out(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "secret")
     monkeypatch.setenv("NO_PROXY", "intranet")
     monkeypatch.setenv("PREFECT_TASK_RUNNER_THREAD_POOL_MAX_WORKERS", "1")
-    made = environment(tmp_path, choose_ports({}))
-    assert not {"PREFECT_API_KEY", "MLFLOW_TRACKING_TOKEN"} & made.keys()
+    made = environment(ROOT, tmp_path, choose_ports({}))
+    assert made["PREFECT_API_KEY"] == "" and "MLFLOW_TRACKING_TOKEN" not in made
+    assert str(tmp_path) in made["PREFECT_SERVER_DATABASE_CONNECTION_URL"]
     assert made["NO_PROXY"] == "127.0.0.1,localhost,intranet"
     assert made["PREFECT_TASK_RUNNER_THREAD_POOL_MAX_WORKERS"] == "1"
     assert made["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
@@ -75,14 +87,22 @@ def test_settings_come_from_the_command_line(tmp_path: Path) -> None:
         local.settings_from({"PROMPTS": "none.txt"})
 
 
-def test_a_missing_prompt_file_is_one_line_and_starts_nothing() -> None:
+@pytest.mark.parametrize(
+    ("verb", "variables", "message"),
+    [
+        ("full", {"PROMPTS": "none.txt"}, "PROMPTS=none.txt is not a file"),
+        ("promote", {"VERSION": "x"}, "VERSION=x is not the number of a version"),
+        ("promote", {"VERSION": ""}, "VERSION is missing"),
+    ],
+)
+def test_what_is_impossible_is_said_in_one_line_and_starts_nothing(verb: str, variables: dict[str, str], message: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "flows.local", "full"],
+        [sys.executable, "-m", "flows.local", verb],
         cwd=ROOT,
-        env={**os.environ, "PROMPTS": "none.txt"},
+        env={**os.environ, **variables},
         capture_output=True,
         text=True,
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
-    assert "PROMPTS=none.txt is not a file" in done.stderr
+    assert message in done.stderr
