@@ -42,6 +42,7 @@ def full() -> int:
         print("Starting Prefect and MLflow ...", flush=True)
         with running(ROOT, HOME, ports) as servers:
             print(f"Prefect {ports.prefect_url}   MLflow {ports.mlflow_url}   (both until the run ends)", flush=True)
+            os.environ.clear()
             os.environ.update(servers.env)
             status = run(servers, settings)
     print("Both UIs, with this run in them: make ui")
@@ -96,6 +97,7 @@ def promote() -> int:
         said = f"VERSION={given} is not the number of a version" if given else "VERSION is missing"
         raise ConfigError(f"{said}. Give one that the registry shows, such as make promote VERSION=1")
     with reached(ROOT, HOME, os.environ) as env:
+        os.environ.clear()
         os.environ.update(env)
         from flows import summary  # imports Prefect, which reads the environment when it is imported
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from tasks import guard
-from tasks.environment import grace_seconds
+from tasks.environment import OUTSIDE, grace_seconds, on_loopback
 from textcraftor.errors import UserError
 
 HOST = "127.0.0.1"
@@ -192,18 +192,15 @@ def environment(root: Path, home: Path, ports: Ports) -> dict[str, str]:
     kept = ("PREFECT_TASK_RUNNER_", "PREFECT_LOGGING_")
     inherited = {
         name: value
-        for name, value in os.environ.items()
+        for name, value in on_loopback(os.environ).items()
         if not name.startswith(("PREFECT_", "MLFLOW_")) or name.startswith(kept)
     }
     template = Path(__file__).resolve().parents[1] / "mlflow/server.env"
     lines = [line.split("=", 1) for line in template.read_text(encoding="utf-8").splitlines() if line and line[0] != "#"]
-    no_proxy = ",".join(filter(None, (HOST, "localhost", inherited.get("NO_PROXY") or inherited.get("no_proxy"))))
     folder = prefect_folder(home)
     return {
         **inherited,
         **dict(lines),
-        "NO_PROXY": no_proxy,
-        "no_proxy": no_proxy,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{inherited.get('PATH', os.defpath)}",
         "PYTHONPATH": os.pathsep.join(filter(None, (str(root), inherited.get("PYTHONPATH")))),
         "PREFECT_HOME": str(folder),
@@ -228,9 +225,24 @@ def environment(root: Path, home: Path, ports: Ports) -> dict[str, str]:
 
 def shell_lines(env: Mapping[str, str]) -> str:
     """Lines for another shell to `source`, so that its `prefect` talks to these servers."""
-    names = [name for name in env if name.startswith(("PREFECT_API_", "PREFECT_HOME", "PREFECT_PROFILE")) or name == "NO_PROXY"]
-    exports = [f"export {name}={shlex.quote(env[name])}" for name in sorted(names)]
-    return "\n".join([*exports, f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"', ""])
+    names = sorted(name for name in env if name.startswith(("PREFECT_API_", "PREFECT_HOME", "PREFECT_PROFILE")))
+    exports = [f"export {name}={shlex.quote(env[name])}" for name in names]
+    hosts = f'export NO_PROXY={env["NO_PROXY"]}"${{NO_PROXY:+,$NO_PROXY}}"'
+    outside = {name.removeprefix(OUTSIDE) for name in env if name.startswith(OUTSIDE)}
+    unusable = [] if _client_can_be_made() else [f"unset {' '.join(sorted(outside))}"]
+    path = f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"'
+    return "\n".join([*unusable, *exports, hosts, path, ""])
+
+
+def _client_can_be_made() -> bool:
+    """Whether Prefect's HTTP client takes the proxies and certificates that the user's shell names."""
+    import httpx
+
+    try:
+        httpx.Client().close()
+    except (ImportError, ValueError, OSError, httpx.InvalidURL):
+        return False
+    return True
 
 
 def prefect_folder(home: Path) -> Path:

@@ -73,7 +73,7 @@ def test_settings_of_other_servers_are_left_out(monkeypatch: pytest.MonkeyPatch,
     made = environment(ROOT, tmp_path, choose_ports({}))
     assert made["PREFECT_API_KEY"] == "" and "MLFLOW_TRACKING_TOKEN" not in made
     assert str(tmp_path) in made["PREFECT_SERVER_DATABASE_CONNECTION_URL"]
-    assert made["NO_PROXY"] == "127.0.0.1,localhost,intranet"
+    assert made["NO_PROXY"] == made["no_proxy"] == "127.0.0.1,localhost"
     assert made["PREFECT_TASK_RUNNER_THREAD_POOL_MAX_WORKERS"] == "1"
     assert made["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
 

@@ -16,6 +16,7 @@ from textcraftor.artifact import digest
 from textcraftor.errors import ModelError
 from textcraftor.fetch.files import RequiredFile
 from textcraftor.models.weights import brief, read_tensors
+from textcraftor.network import require_usable_network
 
 # The hub's client raises its HTTP library's own errors when a connection fails; this is their base class.
 CONNECTION_ERROR: Final[type[Exception]] = cast(type[Exception], HfHubHTTPError.__bases__[0])
@@ -26,11 +27,13 @@ def download(required: RequiredFile, part: Path, expected: str, mirror: str) -> 
 
     The partial file is our own, because the hub's client starts over in every process.
     expected: sha256 of the whole file, if known.  mirror: a hub endpoint, or "" for the default.
-    Raises ModelError when the file cannot be downloaded; the partial file is kept.
+    Raises ModelError when the file cannot be downloaded; the partial file is kept. Raises UserError for proxy or
+    certificate settings that no client can use.
     """
     if expected and part.exists() and digest(part) == expected:
         return ""
     source = required.download
+    require_usable_network()
     try:
         if source.url:
             _append(source.url, part)

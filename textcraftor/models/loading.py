@@ -19,6 +19,7 @@ from textcraftor.config import BaseConfig
 from textcraftor.errors import ModelError, unknown
 from textcraftor.models.single_file import read_modules
 from textcraftor.models.weights import LOADING_ERRORS, brief, require_matching_keys
+from textcraftor.network import require_usable_network
 
 PIPELINES: dict[str, Any] = {
     "StableDiffusionPipeline": StableDiffusionPipeline,
@@ -124,6 +125,8 @@ def config_source(config: BaseConfig) -> str:
     If base.config is a hub id, its configuration files are downloaded here, without weights. Raises ModelError.
     """
     if not Path(config.path).is_file():
+        if not Path(config.path).is_dir():
+            require_usable_network()  # a hub id
         if config.config:
             raise ModelError(f"base.config is for a single-file checkpoint, and base.path = {config.path} is no file")
         return config.path

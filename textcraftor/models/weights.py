@@ -16,6 +16,7 @@ import transformers
 from torch import Tensor
 
 from textcraftor.errors import ModelError
+from textcraftor.network import require_usable_network
 
 LOADING_ERRORS = (
     OSError,
@@ -102,6 +103,7 @@ def local_or_hub(path: str, expected: str) -> str:
         raise ModelError(f"{path} holds no config.json; expected {expected}")
     # "owner/name" beside an existing folder "owner" is a misspelt path, not a hub id.
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path) and not Path(path).parent.is_dir():
+        require_usable_network()
         return path
     raise ModelError(f"{path!r} does not exist; expected {expected}, or a hub id owner/name")
 
