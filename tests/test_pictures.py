@@ -43,3 +43,37 @@ def test_a_picture_has_the_pixels_of_its_tensor_and_only_large_ones_shrink():
     assert torch.equal(torch.from_numpy(np.array(pictures.picture(image))).permute(2, 0, 1), image)
     assert pictures.picture(torch.zeros(3, 512, 512, dtype=torch.uint8), 256).size == (256, 256)
     assert pictures.picture(torch.zeros(3, 64, 64, dtype=torch.uint8), 256).size == (64, 64)
+
+
+def test_claims_are_ticked_below_their_own_picture():
+    ticks = {"base": [[("red", True)], [("red", False)]]}
+    image = np.asarray(pictures.side_by_side(["", ""], {"base": [plain("white")] * 2}, ticks)).astype(int)
+    second = pictures.MARGIN + pictures.LABEL + pictures.CELL + pictures.GAP
+
+    def drawn(part, colour):
+        return bool((np.abs(part - [int(colour[i : i + 2], 16) for i in (1, 3, 5)]).max(2) < 8).any())
+
+    left, right = image[pictures.MARGIN + pictures.CELL :, :second], image[pictures.MARGIN + pictures.CELL :, second:]
+    assert drawn(left, pictures.HOLDS)
+    assert drawn(right, pictures.FAILS)
+    assert not drawn(left, pictures.FAILS)
+    assert not drawn(right, pictures.HOLDS)
+
+
+def test_many_claims_stay_within_their_column():
+    ticks = {"base": [[(f"claim {number}", True) for number in range(12)], []]}
+    image = np.asarray(pictures.side_by_side(["", ""], {"base": [plain("white")] * 2}, ticks))
+    second = pictures.MARGIN + pictures.LABEL + pictures.CELL + pictures.GAP
+    assert (image[pictures.MARGIN + pictures.CELL :, second:] == 255).all()
+    assert (image[pictures.MARGIN + pictures.CELL :, :second] < 255).any(1).sum() > 2 * pictures.TICK_SIZE
+
+
+def test_pictures_become_a_tensor_and_back():
+    images = torch.randint(0, 255, (2, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(pictures.to_tensor([pictures.picture(image) for image in images]), images)
+
+
+def test_stacked_pictures_stand_below_each_other():
+    image = np.asarray(pictures.stack([plain("red", 4), plain("blue", 8)]))
+    assert image.shape == (12, 8, 3)
+    assert (image[4:] == [0, 0, 255]).all()

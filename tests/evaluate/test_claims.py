@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from textcraftor.evaluate.claims import count_claims
+from textcraftor.evaluate.claims import count_claims, tick_claims
 from textcraftor.tiny.renderer import render
 from textcraftor.tiny.scenes import Scene, SceneObject
 
@@ -33,3 +33,12 @@ def test_claims_of_a_kind_are_counted_together():
     counts = count_claims(pictures(scene), ["a small red circle left of a small yellow square"], 8)
     assert counts["kind"]["colour"] == {"held": 1, "of": 2}
     assert "background" not in counts["kind"]
+
+
+def test_each_claim_is_named_by_what_the_prompt_asks_for():
+    scene = Scene((SceneObject("red", "circle", "large"),), None, "white", "flat")
+    (ticks, nothing) = tick_claims(pictures(scene, scene), ["a huge azure disc on a snowy wall, shiny", "a cat"])
+    assert ticks == [
+        ("1 object", True), ("large", True), ("blue", False), ("circle", True), ("white", True), ("glossy", False),
+    ]  # fmt: skip
+    assert nothing == []

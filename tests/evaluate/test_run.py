@@ -5,9 +5,11 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
+from PIL import Image
 from transformers import CLIPTextModel
 
 from tests.evaluate.conftest import PROMPTS, write_curated, write_params
@@ -80,6 +82,9 @@ def test_the_report_shows_both_sides(config, root, good, poor):
     assert html.count("<rect") == 25 * 4  # a histogram for each judge and for diversity
     assert "plain prompts" in html
     assert "rich prompts" in html
+    assert "the oracle ticks" in html
+    green = [31, 122, 77]
+    assert (np.asarray(Image.open(root / "data/reports/balanced/grid.png")) == green).all(2).any()
     assert not re.search(r"(src|href)=\"(?!data:image/png;base64,)", html), "a report needs nothing beside itself"
     worse = page(run(config, root, "balanced", (poor.float() * 0).to(torch.uint8)))
     assert "no prompt became better" in worse

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from textcraftor.evaluate.generation import from_bytes
-from textcraftor.tiny.language import reword
+from textcraftor.pictures import Tick
+from textcraftor.tiny.language import claim_words, parse, reword
 from textcraftor.tiny.oracle import Oracle
 
 Counts = dict[str, dict[str, int]]
@@ -31,3 +32,15 @@ def count_claims(images: Tensor, prompts: Sequence[str], batch_size: int) -> dic
                     count["held"] += bool(held)
                     count["of"] += 1
     return {axis: dict(sorted(names.items())) for axis, names in counts.items()}
+
+
+def tick_claims(images: Tensor, prompts: Sequence[str]) -> list[list[Tick]]:
+    """Each claim of each image's prompt in a word, and whether it holds; nothing for a prompt without claims.
+
+    images: (N, 3, H, W) uint8, one for each prompt.
+    """
+    verdicts = Oracle().check_claims(from_bytes(images), prompts)
+    parsed = [(parse(prompt), verdict) for prompt, verdict in zip(prompts, verdicts, strict=True)]
+    return [
+        [(word, verdict[claim]) for claim, word in claim_words(claims).items()] if claims else [] for claims, verdict in parsed
+    ]

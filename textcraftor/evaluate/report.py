@@ -21,9 +21,10 @@ from textcraftor import pictures
 from textcraftor.artifact import write_json
 from textcraftor.config import MIN_PROMPTS
 from textcraftor.errors import ModelError
-from textcraftor.evaluate.claims import Counts
+from textcraftor.evaluate.claims import Counts, tick_claims
 from textcraftor.evaluate.scores import DIVERSITY, ORACLE, Scores
 from textcraftor.evaluate.statistics import TIE, prompt_means
+from textcraftor.layout import BASE
 
 GRID_PROMPTS = 12
 EXTREMES = 6
@@ -111,10 +112,14 @@ def write_report(folder: Path, evaluation: Evaluation) -> None:
 
 
 def _before_and_after(evaluation: Evaluation, prompt_ids: Sequence[str]) -> Image.Image:
-    rows = {"base": [evaluation.before_picture(each) for each in prompt_ids]}
+    prompts = [evaluation.first_images[each][0] for each in prompt_ids]
+    rows = {BASE: [evaluation.before_picture(each) for each in prompt_ids]}
     if not evaluation.is_base:
         rows[evaluation.scores.candidate] = [evaluation.after_picture(each) for each in prompt_ids]
-    return pictures.side_by_side([evaluation.first_images[each][0] for each in prompt_ids], rows)
+    ticks = None
+    if evaluation.claims is not None:
+        ticks = {label: tick_claims(pictures.to_tensor(images), prompts) for label, images in rows.items()}
+    return pictures.side_by_side(prompts, rows, ticks)
 
 
 def _html(evaluation: Evaluation, grid_path: Path) -> str:

@@ -222,6 +222,16 @@ def parse(prompt: str) -> Claims | None:
     )
 
 
+def claim_words(claims: Claims) -> dict[str, str]:
+    """Each claim in a word or two, by the names of the oracle's verdicts: "count" -> "2 objects", "shape.2" -> "star"."""
+    words = {"count": "1 object" if len(claims.objects) == 1 else f"{len(claims.objects)} objects"}
+    for number, obj in enumerate(claims.objects, start=1):
+        named = {"size": obj.size, "colour": obj.colour, "shape": obj.shape}
+        words |= {f"{kind}.{number}": word for kind, word in named.items() if word}
+    rest = {"relation": claims.relation, "background": claims.background, "style": claims.style}
+    return words | {kind: word for kind, word in rest.items() if word}
+
+
 def reword(prompt: str) -> str:
     """The plain caption of a prompt's claims: prompt engineering in the tiny world.  Other prompts are returned unchanged."""
     claims = parse(prompt)
