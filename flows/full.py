@@ -14,7 +14,7 @@ from tasks.gpus import GpuPool, visible_gpus
 from tasks.pages import show_candidate, show_decision
 from tasks.registry import Decision, challenge, promote, register
 from tasks.stages import Outcome, repro, stop_stages_on_error
-from tasks.tracking import track
+from tasks.tracking import open_history, track
 from tasks.workspace import Workspace, open_workspace
 
 
@@ -28,6 +28,7 @@ def full(settings: RunSettings = RunSettings()) -> State[Decision]:  # noqa: B00
     log_user_errors_in_one_line()
     with stop_stages_on_error():
         workspace = open_workspace(Path.cwd(), **settings.model_dump(exclude={"promote"}))
+        open_history(workspace.config)
         # `tiny` is frozen and never runs here; it is listed so that dvc.lock is complete.
         for stage in ("tiny", "resolve", "curate", "validate", "prepare"):
             repro(stage, workspace.folder)

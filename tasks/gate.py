@@ -21,7 +21,7 @@ class Verdict:
     def failed_rules(self) -> list[str]:
         """Each rule that a candidate did not pass, with its value and bound, as a sentence."""
         return [
-            f"{name}: {rule['rule']} = {_format(rule['value'])}, at least {_format(rule['bound'])}"
+            f"{name}: {rule['rule']} = {figure(rule['value'])}, at least {figure(rule['bound'])}"
             for name, record in self.records.items()
             for rule in record["rules"]
             if not rule["passed"]
@@ -45,5 +45,6 @@ def read_verdict(workspace: Workspace) -> Verdict:
     return Verdict(gate["winner"], gate["candidates"])
 
 
-def _format(value: float | None) -> str:
+def figure(value: float | None) -> str:
+    """A value or bound of a rule, for people."""
     return "nothing" if value is None else f"{value:.4f}"

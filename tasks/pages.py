@@ -8,7 +8,7 @@ from typing import Any
 import PIL.Image
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
-from tasks.gate import Verdict
+from tasks.gate import Verdict, figure
 from tasks.registry import Decision
 from tasks.workspace import Workspace
 
@@ -40,7 +40,7 @@ def show_decision(decision: Decision, verdict: Verdict, workspace: Workspace) ->
         ]
         for rule in record["rules"]:
             mark = "passed" if rule["passed"] else "**not passed**"
-            lines.append(f"| {rule['rule']} | {rule['value']} | {rule['bound']} | {mark}: {rule['why']} |")
+            lines.append(f"| {rule['rule']} | {figure(rule['value'])} | {figure(rule['bound'])} | {mark}: {rule['why']} |")
         lines.append("")
     create_markdown_artifact("\n".join(lines), key="verdict", description=decision.verdict)
     if decision.page:

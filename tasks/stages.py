@@ -22,12 +22,17 @@ from prefect.runtime import flow_run
 from tasks import guard
 from tasks.environment import grace_seconds, stage_environment
 from tasks.gpus import GpuPool
+from tasks.locks import drop_dead_locks
 from textcraftor.errors import Preempted, UserError
 
 Outcome = Literal["ran", "restored", "unchanged"]
 
 DVC = [sys.executable, "-m", "dvc"]
-CHATTER = ("Updating lock file", "Generating lock file", "Use `dvc push`", "> ")
+# What DVC says about itself and about git, without its indentation.
+CHATTER = (
+    *("Updating lock file", "Generating lock file", "Use `dvc push`", "> "),
+    *("To track the changes with git", "git add ", "To enable auto staging", "dvc config core.autostage"),
+)
 
 # What a command ends with after SIGTERM: its checkpoint written, or with nothing to save. DVC prints the negative number
 # of a signal, a shell and the guard add 128 to it.
@@ -73,11 +78,12 @@ def repro(stage: str, folder: Path, concurrency: int = 1, gpus: GpuPool | None =
     logger = get_run_logger()
     lines: list[str] = []
     with (gpus or GpuPool()).lend() as gpu:
+        drop_dead_locks(folder)
         process = _start(stage, folder, stage_environment(os.environ, concurrency, gpu))
         try:
             assert process.stdout
             for line in process.stdout:
-                if line.strip() and not line.startswith(CHATTER):
+                if line.strip() and not line.lstrip().startswith(CHATTER):
                     lines.append(line.rstrip())
                     logger.info(line.rstrip())
             status = process.wait()
@@ -128,9 +134,13 @@ def stop_stages_on_error() -> Iterator[None]:
 
 
 def stage_error(stage: str, status: int, lines: list[str]) -> StageFailed:
-    """The exception for a stage that ended with `status`, with the last line that it printed."""
-    if any("is busy" in line or "Unable to acquire lock" in line for line in lines):
-        return StageBusy(f"{stage}: the workspace is busy. Another run holds it")
+    """The exception for a stage that ended with `status`: the last line that it printed, or what DVC says about itself."""
+    for number, line in enumerate(lines):
+        if "is busy" in line or "Unable to acquire lock" in line:  # who holds it, and what to do, follows
+            said = " ".join(" ".join(lines[number:]).split())
+            return StageBusy(f"{stage}: {said.removeprefix('ERROR: ').removeprefix(f'failed to reproduce {stage!r}: ')}")
+        if found := re.match(r"'(.*)' is invalid \(possible merge conflicts\)", line):
+            return StageFailed(f"{stage}: {found[1]} is no valid YAML. If git left conflict markers in it, choose one side")
     started = next((i for i, line in enumerate(lines) if line.startswith("Running stage")), -1)
     printed = [line for line in lines[started + 1 :] if not line.startswith("ERROR: failed to reproduce")]
     errors = [line for line in lines if line.startswith("ERROR")]

@@ -26,6 +26,7 @@ from prefect.cache_policies import NO_CACHE
 from tasks.evidence import Record, assemble, content_digest, identity
 from tasks.workspace import Workspace
 from textcraftor.candidate import Candidate
+from textcraftor.config import Config
 from textcraftor.errors import UserError
 from textcraftor.layout import STATE, has_tuned_unet, mix_of
 
@@ -72,6 +73,23 @@ def locked(path: Path) -> Iterator[None]:
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+@task(retries=3, retry_delay_seconds=5, retry_condition_fn=only_if_unavailable, cache_policy=NO_CACHE)
+def open_history(config: Config) -> str:
+    """ID of the experiment that candidates will be logged to, before any work that would be lost without it.
+
+    It is created, or restored if somebody deleted it in the UI. Raises RegistryUnavailable when MLflow cannot be reached.
+    """
+    try:
+        mlflow = client()
+        mlflow.search_registered_models(max_results=1)
+        return _experiment(mlflow, config.registry.name)
+    except (MlflowException, requests.RequestException, OSError) as error:
+        reason = without_credentials(" ".join(str(error).split())[:300])
+        raise RegistryUnavailable(
+            f"MLflow at {without_credentials(tracking_uri())} cannot take this run: {reason}. Nothing was started"
+        ) from error
 
 
 @task(

@@ -142,15 +142,16 @@ def _find(mlflow: MlflowClient, model: str, alias_or_version: str) -> ModelVersi
     except MlflowException as error:
         if error.error_code not in GONE:
             raise
-        raise ModelError(
-            f"{model} has no version {alias_or_version!r} in the registry. "
-            f"Known: {_known(mlflow, model)}. `make full` makes one"
-        ) from None
-
-
-def _known(mlflow: MlflowClient, model: str) -> str:
-    versions = mlflow.search_model_versions(f"name = '{model}'")
-    return ", ".join(map(str, sorted(int(version.version) for version in versions))) or "none yet"
+        versions = sorted(int(version.version) for version in mlflow.search_model_versions(f"name = '{model}'"))
+        known = ", ".join(map(str, versions))
+        if not versions:
+            raise ModelError(f"{model} has no version in the registry yet. `make full` makes one") from None
+        if alias_or_version.isdigit():
+            raise ModelError(f"{model} has no version {alias_or_version} in the registry. Known: {known}") from None
+        advice = f"Name one of its versions: {known}"
+        if alias_or_version == CHAMPION:
+            advice = f"`make promote VERSION=N` makes one of its versions champion: {known}; or name one of them instead"
+        raise ModelError(f"{model} has no {alias_or_version} in the registry. {advice}") from None
 
 
 @contextlib.contextmanager

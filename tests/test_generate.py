@@ -122,3 +122,24 @@ def test_a_base_from_the_hub_is_the_judged_id_and_revision(judged: Config) -> No
 def test_scores_that_do_not_say_how_they_were_made_are_refused(judged: Config, config: Any) -> None:
     with pytest.raises(ModelError, match="do not say with which base, chain and sampler"):
         with_judged_settings(judged, {"config": config, "inputs": {}}, Path())
+
+
+@pytest.mark.parametrize(("model", "label"), [("champion", "champion (3)"), ("3", "version 3")])
+def test_a_registered_model_is_labelled_by_what_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, label: str
+) -> None:
+    """Not by the name of the folder that it was downloaded to."""
+    folder = tmp_path / "3-421cb5dd"
+    (folder / "text_encoder").mkdir(parents=True)
+    (folder / "text_encoder/config.json").write_text("{}")
+    drawn: list[object] = []
+    monkeypatch.setattr(cli, "_plugin", lambda *_: lambda *_: folder)
+    monkeypatch.setattr("textcraftor.generate.draw", lambda *arguments: drawn.extend(arguments))
+    cli.generate(
+        "a red circle",
+        model=model,
+        params=Path(cli.__file__).parents[1] / "params.yaml",
+        out=tmp_path / "out.png",
+        device="cpu",
+    )
+    assert drawn[-1] == label

@@ -170,13 +170,20 @@ def generate(
     from textcraftor.generate import draw
 
     root = params.parent
+    label = model
     if model in (layout.BASE, *run.candidates):
         candidate, scores = Candidate.find(model, root), root / layout.scores_file(model)
     else:
-        folder = Path(model) if Path(model).is_dir() else _plugin("textcraftor.candidates", "registry")(model, run)
+        if Path(model).is_dir():
+            folder = Path(model)
+            label = folder.resolve().name
+        else:
+            folder = _plugin("textcraftor.candidates", "registry")(model, run)
+            number = folder.name.split("-")[0]  # the registry's folders are named VERSION-RUN
+            label = f"version {number}" if model == number else f"{model} ({number})"
         candidate, scores = Candidate.find(str(folder), root), folder / "evidence/scores.parquet"
     run = _judged_settings(run, candidate, scores, root)
-    draw(run.at(root), candidate, prompt, seed, out, choose_device(device, run.cpu_threads))
+    draw(run.at(root), candidate, prompt, seed, out, choose_device(device, run.cpu_threads), label)
     typer.echo(out)
 
 

@@ -16,17 +16,19 @@ from textcraftor.errors import ModelError
 from textcraftor.models.base import load_base, load_candidate
 
 
-def draw(config: Config, candidate: Candidate, prompt: str, seed: int, out: Path, device: torch.device) -> None:
-    """Write a PNG to `out`: the base's image, and the candidate's beside it. Raises ModelError."""
+def draw(
+    config: Config, candidate: Candidate, prompt: str, seed: int, out: Path, device: torch.device, label: str | None = None
+) -> None:
+    """Write a PNG to `out`: the base's image, and the candidate's below it, under `label`. Raises ModelError."""
     base = load_base(config.base, device)
     sampler = Sampler(base, config.chain, config.sampler.switch_at)
     tuned = load_candidate(candidate, base)
     prefix = sampler.prefix([prompt], [seed])
-    models = {"base": None} if tuned is None else {"base": None, candidate.name: tuned}
+    models = {"base": None} if tuned is None else {"base": None, label or candidate.name: tuned}
     rows = {}
-    for label, model in models.items():
+    for name, model in models.items():
         (image,) = pictures.to_bytes(sampler.generate([prompt], [seed], model, prefix))
-        rows[label] = [pictures.picture(image)]
+        rows[name] = [pictures.picture(image)]
     with written_aside(out) as aside:
         pictures.save(pictures.side_by_side([prompt], rows), aside)
 

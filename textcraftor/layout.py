@@ -26,6 +26,7 @@ GATE_RECORD: Final = REPORTS / "gate.json"
 STATE: Final = Path(".textcraftor")
 DIGESTS: Final = STATE / "digests.json"  # of files that have not changed since
 TRAINING_STATE: Final = STATE / "training"
+TRAINING_LOCKS: Final = STATE / "locks"
 PARTIAL_DOWNLOADS: Final = STATE / "downloads"
 RANDOM_WEIGHTS: Final = STATE / "random-weights"
 TINY_STATE: Final = STATE / "tiny"
@@ -62,6 +63,11 @@ def unet_folder(mix: str) -> Path:
 def training_state(stage: str, mix: str) -> Path:
     """Checkpoints of the unfinished runs of a stage (`train`, `train-unet`) on a mix, a folder for each run."""
     return TRAINING_STATE / f"{stage}@{mix}"
+
+
+def training_lock(stage: str, mix: str) -> Path:
+    """The file that a stage (`train`, `train-unet`) holds locked while it trains a mix."""
+    return TRAINING_LOCKS / f"{stage}@{mix}"
 
 
 def scores_file(candidate: str) -> Path:

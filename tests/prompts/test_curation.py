@@ -10,7 +10,7 @@ import pytest
 from textcraftor.config import FileSource, PromptsConfig, SceneSource
 from textcraftor.errors import PromptError
 from textcraftor.prompts import CurationSummary, curate, noise_seed, prompt_id, read_prompts
-from textcraftor.prompts.curation import resembles_any
+from textcraftor.prompts.curation import SourceCount, resembles_any
 from textcraftor.prompts.duplicates import near_duplicates
 
 REPOSITORY = Path(__file__).parents[2]
@@ -251,3 +251,9 @@ def test_held_out_sources_alone_leave_nothing_to_train_on(tmp_path: Path) -> Non
 def test_a_missing_source_says_where_it_comes_from(tmp_path: Path) -> None:
     with pytest.raises(PromptError, match=r"mine\.parquet does not exist\. Export it from the archive\."):
         curate(config(sources=(file("mine.parquet", origin="Export it from the archive."),)), tmp_path, tmp_path / "out")
+
+
+def test_the_summary_reads_as_one_line_and_its_notes() -> None:
+    source = SourceCount("MIT", read=1200, train=930, heldout=256, dropped={"empty": 0, "reserve": 14})
+    summary = CurationSummary(930, 256, 256, {}, {"a": source, "b": source}, notes=("a note",))
+    assert str(summary) == "2,400 prompts read: 930 to train on, 256 held out; dropped: reserve 28\na note"

@@ -8,12 +8,13 @@ import pyarrow
 import pyarrow.parquet as parquet
 import pytest
 from mlflow import MlflowClient
+from prefect.states import Failed
 
 from tasks import tracking
 from tasks.evidence import Unproven
 from tasks.gate import Verdict, read_verdict
 from tasks.registry import challenge, fetch, promote, register, version_page
-from tasks.tracking import RegistryUnavailable, track
+from tasks.tracking import RegistryUnavailable, only_if_unavailable, open_history, track
 from tasks.workspace import Workspace
 from tests.tasks.registered import MODEL, alias_holder, enter
 from textcraftor.errors import ModelError
@@ -94,10 +95,20 @@ def test_fetch_returns_the_weights_that_were_judged(workspaces: dict[int, Worksp
     assert "**Gate: passed.**" in (folder / "MODEL_CARD.md").read_text()
 
 
+def test_without_a_version_the_way_to_one_is_named(workspaces: dict[int, Workspace], store: MlflowClient) -> None:
+    with pytest.raises(ModelError, match=r"no version in the registry yet\. `make full` makes one"):
+        fetch("champion", workspaces[200].config)
+
+
 def test_an_unknown_version_lists_what_there_is(workspaces: dict[int, Workspace], store: MlflowClient) -> None:
     enter(workspaces[200])
-    with pytest.raises(ModelError, match=r"no version 'champion' in the registry\. Known: 1"):
-        fetch("champion", workspaces[200].config)
+    for asked, answer in [
+        ("champion", r"no champion in the registry\. `make promote VERSION=N` makes one of its versions champion: 1;"),
+        ("challenger", r"no challenger in the registry\. Name one of its versions: 1"),
+        ("7", r"no version 7 in the registry\. Known: 1"),
+    ]:
+        with pytest.raises(ModelError, match=answer):
+            fetch(asked, workspaces[200].config)
 
 
 @pytest.mark.parametrize("part", ["text_encoder/model.safetensors", "evidence/gate.json", "evidence/scores.parquet"])
@@ -237,10 +248,26 @@ def test_a_deleted_experiment_is_restored(store: MlflowClient, workspaces: dict[
     assert enter(workspaces[300]) == 2
 
 
+def test_the_experiment_is_made_or_restored_before_the_work(
+    store: MlflowClient, workspaces: dict[int, Workspace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = workspaces[200].config
+    made = open_history.fn(config)
+    assert open_history.fn(config) == made
+    store.delete_experiment(made)
+    assert open_history.fn(config) == made
+    assert store.get_experiment(made).lifecycle_stage == "active"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://someone:secret@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(RegistryUnavailable, match=r"MLflow at http://127\.0\.0\.1:9 cannot take this run") as raised:
+        open_history.fn(config)
+    assert "secret" not in str(raised.value) and only_if_unavailable(None, None, Failed(data=raised.value))
+
+
 def test_no_password_in_messages_and_links(workspaces: dict[int, Workspace], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://someone:secret@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    assert version_page("model", 1) == "http://127.0.0.1:9/#/models/model/versions/1"
+    assert version_page("model", 1) == "http://127.0.0.1:9/#/models/model/versions/1?workflowType=machine_learning"
     with pytest.raises(RegistryUnavailable, match=r"MLflow at http://127\.0\.0\.1:9 now") as raised:
         fetch("champion", workspaces[200].config)
     assert "secret" not in str(raised.value)

@@ -46,6 +46,16 @@ def test_the_error_of_a_failed_stage_is_its_last_line(tmp_path: Path) -> None:
     assert str(failed.value) == "validate: textcraftor: expect_column_values_to_be_unique(prompt_id) failed for 3 rows"
 
 
+@pytest.mark.parametrize("name", ["dvc.lock", "dvc.yaml"])
+def test_conflict_markers_are_one_line_that_names_the_file(tmp_path: Path, name: str) -> None:
+    project = make_project(tmp_path / "project")
+    present = (project / "dvc.yaml").read_text() if name == "dvc.yaml" else "schema: '2.0'\n"
+    (project / name).write_text(f"<<<<<<< HEAD\n{present}=======\n{present}>>>>>>> theirs\n")
+    with pytest.raises(StageFailed, match=rf"^curate: \./{name} is no valid YAML\. If git left conflict markers") as failed:
+        run("curate", project)
+    assert "\n" not in str(failed.value)
+
+
 def test_a_stage_without_its_inputs_says_what_is_missing(tmp_path: Path) -> None:
     project = make_project(tmp_path / "project")
     with pytest.raises(StageFailed, match="data/prompts/curated"):
@@ -87,6 +97,7 @@ def test_only_a_busy_or_preempted_stage_is_retried() -> None:
 
     busy = stage_error("train@x", 255, ["ERROR: '/w/data/latents' is busy, it is being blocked by:", "  (PID 7): dvc repro"])
     assert isinstance(busy, StageBusy)
+    assert str(busy) == "train@x: '/w/data/latents' is busy, it is being blocked by: (PID 7): dvc repro"
     assert is_retryable(None, None, state(busy))
     broken = stage_error(
         "train@x", 2, ["Running stage 'train@x':", "textcraftor: no such mix", "ERROR: failed to reproduce 'train@x'"]

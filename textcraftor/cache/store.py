@@ -23,8 +23,6 @@ from typing import Any, Protocol
 import numpy as np
 import polars as pl
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 
 from textcraftor.artifact import write_json, written_aside
@@ -32,6 +30,7 @@ from textcraftor.cache import shard_file
 from textcraftor.cache.shard_file import DamagedShard, FileStamp, RowFormat
 from textcraftor.distributed.work_split import WorkSplit
 from textcraftor.errors import StoreError
+from textcraftor.progress import Counter, counted
 
 INDEX = "index.json"
 RERUN_HINT = "Run `textcraftor prepare` (or `dvc repro prepare`)"
@@ -99,19 +98,19 @@ def fill(
     def record(number: int, digest: str) -> None:
         digests[number] = torch.frombuffer(bytearray.fromhex(digest), dtype=torch.uint8)
 
-    with Progress(console=Console(stderr=True, quiet=work.rank > 0), transient=True) as progress:
-        for number in progress.track(work.items_of_rank(content.shards), description=f"verify {folder.name}"):
-            with contextlib.suppress(DamagedShard):
-                record(number, shard_file.verify(_path(folder, number), content.key(number), content.rows(number), row_format))
-        missing = [number for number, digest in enumerate(work.all_reduce_max(digests)) if not digest.any()]
-        assigned = work.items_of_rank(missing)
-        bar = progress.add_task(f"compute {folder.name}", total=sum(map(content.rows, assigned)))
+    quiet = work.rank > 0
+    for number in counted(work.items_of_rank(content.shards), f"verify {folder.name}", quiet):
+        with contextlib.suppress(DamagedShard):
+            record(number, shard_file.verify(_path(folder, number), content.key(number), content.rows(number), row_format))
+    missing = [number for number, digest in enumerate(work.all_reduce_max(digests)) if not digest.any()]
+    assigned = work.items_of_rank(missing)
+    with Counter(f"compute {folder.name}", sum(map(content.rows, assigned)), quiet) as counter:
         for number in assigned:
             batches = []
             first, end = number * content.shard_rows, number * content.shard_rows + content.rows(number)
             for start in range(first, end, batch_size):
                 batches.append(compute(slice(start, min(start + batch_size, end))))
-                progress.advance(bar, len(batches[-1]))
+                counter.advance(len(batches[-1]))
             record(number, _write_shard(folder, number, torch.cat(batches), content))
     work.all_reduce_max(digests)
     if work.rank == 0:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 import torch
 from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from textcraftor.distributed.work_split import WorkSplit
+from textcraftor.progress import counted
 
 console = Console(stderr=True)
 
@@ -32,8 +32,7 @@ class Batches:
     def compute(self, values: Callable[[slice], Tensor], description: str) -> Tensor:
         """(length, ...) on the CPU: `values(rows)` for this process's batches, 0 in the other rows."""
         table: Tensor | None = None
-        shown = Console(quiet=True) if self.work.rank else console
-        for rows in track(self.work.items_of_rank(self.all), description, console=shown, transient=True):
+        for rows in counted(self.work.items_of_rank(self.all), description, quiet=self.work.rank > 0):
             batch = values(rows).cpu()
             if table is None:
                 table = batch.new_zeros((self.length, *batch.shape[1:]))  # zero pages take no memory until written

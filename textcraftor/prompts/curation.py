@@ -55,6 +55,17 @@ class CurationSummary:
     sources: dict[str, SourceCount]
     notes: tuple[str, ...]
 
+    def __str__(self) -> str:
+        """The numbers in one line, and each note in another."""
+        read = sum(source.read for source in self.sources.values())
+        dropped: dict[str, int] = {}
+        for source in self.sources.values():
+            for reason, count in source.dropped.items():
+                dropped[reason] = dropped.get(reason, 0) + count
+        counts = ", ".join(f"{reason} {count:,}" for reason, count in dropped.items() if count)
+        line = f"{read:,} prompts read: {self.train:,} to train on, {self.heldout:,} held out"
+        return "\n".join([line + (f"; dropped: {counts}" if counts else ""), *self.notes])
+
 
 def curate(config: PromptsConfig, root: Path, out: Path) -> CurationSummary:
     """Write OUT/train.parquet, OUT/heldout.parquet and OUT/curation.json, atomically.

@@ -24,7 +24,7 @@ from textcraftor.config import Config, TrainConfig, TuneConfig
 from textcraftor.distributed import data_parallel, fsdp
 from textcraftor.errors import ConfigError, ModelError, unknown
 from textcraftor.heldout import require_held_out
-from textcraftor.layout import LATENTS, TRAIN_PROMPTS, encoder_folder, training_state, unet_folder
+from textcraftor.layout import LATENTS, TRAIN_PROMPTS, encoder_folder, training_lock, training_state, unet_folder
 from textcraftor.models.base import Base, TunedModel, load_base, load_candidate
 from textcraftor.models.lora import add_lora, merge_lora
 from textcraftor.models.negative_embedding import NegativeEmbedding
@@ -32,6 +32,7 @@ from textcraftor.rewards import Reward, RewardMix, load_rewards
 from textcraftor.training.acceleration import accelerate
 from textcraftor.training.checkpoint import FILE_NAME, facts_key
 from textcraftor.training.data import TrainSet
+from textcraftor.training.holder import sole_holder
 from textcraftor.training.inline import InlineFeatures, InlinePrefixes
 from textcraftor.training.objective import Objective
 from textcraftor.training.resume import FINISHED, describe_other_checkpoints, run_facts
@@ -175,11 +176,29 @@ def _run(
     """Fit, then write the artifact. The checkpoint lies outside the artifact's folder, which DVC deletes first.
 
     stage: `train` or `train-unet`.  meta_copies: for the parts that may be sharded, the copies that `fsdp.unshard` loads
-    their weights into.
+    their weights into.  Raises TrainingError when another process trains the same.
     """
     out = root / (unet_folder(mix) if stage == "train-unet" else encoder_folder(mix))
-    facts = run_facts(config, trainer.tune, stage.replace("-", "_"), list(parts), trainer.objective.mix.weights, record)
     runs = root / training_state(stage, mix)
+    with sole_holder(root / training_lock(stage, mix)) if data_parallel.rank() == 0 else contextlib.nullcontext():
+        _fit_and_write(trainer, stage, runs, record, config, root, out, parts, meta_copies or {})
+    data_parallel.barrier()
+    return out
+
+
+def _fit_and_write(
+    trainer: Trainer,
+    stage: str,
+    runs: Path,
+    record: dict[str, Any],
+    config: Config,
+    root: Path,
+    out: Path,
+    parts: dict[str, nn.Module],
+    meta_copies: Mapping[str, nn.Module],
+) -> None:
+    """runs: folder of the checkpoints of all unfinished runs of this stage and mix."""
+    facts = run_facts(config, trainer.tune, stage.replace("-", "_"), list(parts), trainer.objective.mix.weights, record)
     state = runs / facts_key(facts)[:16]
     finished = state.with_name(state.name + FINISHED)
     if data_parallel.rank() == 0:
@@ -189,7 +208,7 @@ def _run(
             for line in describe_other_checkpoints(state, facts):
                 Console(stderr=True).print(line, highlight=False, soft_wrap=True)
     progress = trainer.fit(state, facts, _preview_rows(config, root, trainer.objective.sampler))
-    parts |= {name: fsdp.unshard(parts[name], meta) for name, meta in (meta_copies or {}).items()}
+    parts |= {name: fsdp.unshard(parts[name], meta) for name, meta in meta_copies.items()}
     if data_parallel.rank() == 0:
         with written_aside(out) as aside:
             for part, module in parts.items():
@@ -203,8 +222,6 @@ def _run(
         shutil.rmtree(state.rename(finished))
         with contextlib.suppress(OSError):  # not empty: unfinished runs with other settings
             runs.rmdir()
-    data_parallel.barrier()
-    return out
 
 
 def _weights_digest(folder: Path, parts: Iterable[str]) -> str | dict[str, str]:

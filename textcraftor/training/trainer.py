@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import Progress as ProgressBar
 from torch import Tensor, nn
 
 from textcraftor import pictures
@@ -27,6 +26,7 @@ from textcraftor.distributed import data_parallel
 from textcraftor.distributed.fsdp import full_tensor, is_sharded
 from textcraftor.errors import Preempted, RankFailure, TrainingError
 from textcraftor.models.base import TunedModel
+from textcraftor.progress import Counter
 from textcraftor.training import messages
 from textcraftor.training.checkpoint import FILE_NAME, Checkpoint, Progress
 from textcraftor.training.data import Batch, TrainSet
@@ -91,8 +91,7 @@ class Trainer:
 
         if progress.done == 0:
             self._grid(folder, 0, preview)
-        with ProgressBar(console=console, transient=True) as bar, catch_sigterm() as stop:
-            task = bar.add_task("training", total=tune.steps, completed=progress.done)
+        with Counter("step", tune.steps, done=progress.done, console=console) as counter, catch_sigterm() as stop:
             saved_at = time.monotonic()
             while progress.done < tune.steps:
                 started, step = time.monotonic(), progress.done
@@ -109,9 +108,8 @@ class Trainer:
                 average.update(progress.done)
                 progress.history.append({"step": progress.done, **record})
                 if progress.done % max(1, tune.steps // 15) == 0:
-                    console.print(
-                        messages.step_line(progress.history[-1], tune.steps, time.monotonic() - started), highlight=False
-                    )
+                    line = messages.step_line(progress.history[-1], tune.steps, time.monotonic() - started)
+                    console.print(line, highlight=False, soft_wrap=True)
                 last = progress.done == tune.steps
                 if last or progress.done % tune.grid_every == 0:
                     try:
@@ -122,7 +120,7 @@ class Trainer:
                         raise
                 if last or self._checkpoint_is_due(saved_at) or progress.done % tune.checkpoint_every == 0:
                     saved_at = save()
-                bar.advance(task)
+                counter.advance()
         average.copy_to_module()
         data_parallel.barrier()
         return progress
@@ -280,4 +278,5 @@ class Trainer:
             console.print(f"shard: {split}", highlight=False)
         micro_batch, steps = self._micro_batch(progress), self.objective.sampler.num_inference_steps
         summary = messages.run_summary(tune, self.module, len(self.train_set.prompts), steps, micro_batch, ranks)
-        console.print(summary + (f" · resumed after step {progress.done}" if progress.done else ""), highlight=False)
+        resumed = f" · resumed after step {progress.done}" if progress.done else ""
+        console.print(summary + resumed, highlight=False, soft_wrap=True)
