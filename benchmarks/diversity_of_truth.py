@@ -19,25 +19,12 @@ from textcraftor.config import load
 from textcraftor.evaluate.judging import diversity
 from textcraftor.models.base import Base, load_base
 from textcraftor.rewards import load_reward
-from textcraftor.tiny.language import Claims, parse
+from textcraftor.tiny.diversity import true_scene
+from textcraftor.tiny.language import parse
 from textcraftor.tiny.oracle import Oracle
 from textcraftor.tiny.recipe.batches import render_batch
-from textcraftor.tiny.scenes import Scene, SceneObject, sample_scene
 
 PROMPTS = 96
-
-
-def sample_true_scene(claims: Claims, rng: np.random.Generator) -> Scene:
-    """A random scene in which all claims hold."""
-    while True:
-        sample = sample_scene(rng, pair_fraction=float(len(claims.objects) == 2))
-        objects = tuple(
-            SceneObject(claimed.colour or drawn.colour, claimed.shape or drawn.shape, claimed.size or drawn.size)
-            for claimed, drawn in zip(claims.objects, sample.objects, strict=True)
-        )
-        if len({obj.colour for obj in objects}) == len(objects):
-            background, style = claims.background or sample.background, claims.style or sample.style
-            return Scene(objects, claims.relation or sample.relation, background, style)
 
 
 def reconstruct(base: Base, images: Tensor) -> Tensor:
@@ -56,7 +43,7 @@ def main() -> None:
     prompts, latents = heldout_rows(config, root)[0][rows], read_heldout_latents(config, root)[rows]
     rng = np.random.default_rng(0)
     claims = [parsed for prompt in prompts if (parsed := parse(prompt))]
-    truth = reconstruct(base, render_batch([sample_true_scene(each, rng) for each in claims], rng))
+    truth = reconstruct(base, render_batch([true_scene(each, rng) for each in claims], rng))
     sampler = Sampler(base, config.chain, config.sampler.switch_at)
     generated = torch.cat(
         [sampler.generate(prompts[i : i + 64], [], None, latents[i : i + 64]) for i in range(0, len(prompts), 64)]

@@ -23,6 +23,17 @@ def test_columns_hold_the_scores_of_the_8_bit_images(config, root, good):
     )
 
 
+def test_the_oracle_reads_diversity_off_the_images(config, root, good):
+    rows = plan(config, root)
+    settings = config.evaluate.model_copy(update={"judges": ("oracle_diversity", "oracle_variety"), "batch_size": 5})
+    repeated = good[::IMAGES].repeat_interleave(IMAGES, 0)
+    true, alike = (score(images, rows, settings, Brightness, "cpu") for images in (good, repeated))
+    assert true.columns == [*rows.columns, "oracle_diversity", "oracle_variety", "diversity"]
+    assert true["oracle_diversity"].min() > 0
+    assert alike["oracle_diversity"].max() == 0
+    assert alike["oracle_variety"].mean() == pytest.approx(true["oracle_variety"].mean(), abs=0.2)
+
+
 def test_scores_do_not_depend_on_the_batch_size(config, root, good):
     rows = plan(config, root)
     one, all_at_once = (

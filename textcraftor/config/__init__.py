@@ -7,7 +7,7 @@ every artifact carries the sections that made it. Fractions of the chain (`switc
 
 from textcraftor.config.base import BaseConfig, ChainConfig, PrepareConfig, SamplerConfig, switch_step
 from textcraftor.config.downloads import Download
-from textcraftor.config.judging import MATRIX, MIN_PROMPTS, EvaluateConfig, GateConfig, GateRule, RegistryConfig
+from textcraftor.config.judging import MATRIX, MIN_PROMPTS, ORACLE_JUDGES, EvaluateConfig, GateConfig, GateRule, RegistryConfig
 from textcraftor.config.profiles import PROFILES, load, merge, parsed, profile_file, profile_files, resolve, resolved_yaml
 from textcraftor.config.prompts import FileSource, PromptsConfig, PromptSource, SceneSource
 from textcraftor.config.rewards import Mix, RewardConfig
@@ -18,6 +18,7 @@ from textcraftor.config.training import TrainConfig, TuneConfig
 __all__ = [
     "MATRIX",
     "MIN_PROMPTS",
+    "ORACLE_JUDGES",
     "PROFILES",
     "BaseConfig",
     "ChainConfig",

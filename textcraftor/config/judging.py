@@ -7,6 +7,12 @@ from pydantic import Field, field_validator
 from textcraftor.config.section import Positive, Section
 
 MATRIX = "_bxb"  # suffix of a judge that averages the whole prompt-image matrix
+# Judges of the tiny world that read the pixels and have no weights (textcraftor.tiny): name -> what it measures.
+ORACLE_JUDGES = {
+    "oracle": "share of the prompt's claims that hold",
+    "oracle_diversity": "how much images of one prompt differ in what it leaves open; 1: as right pictures do",
+    "oracle_variety": "how much images of different prompts differ; 1: as right pictures do",
+}
 
 
 class EvaluateConfig(Section):
@@ -17,7 +23,8 @@ class EvaluateConfig(Section):
     batch_size: Positive = Field(16, description="images in one forward pass")
     judges: tuple[str, ...] = Field(
         min_length=1,
-        description="names of rewards; `oracle` in the tiny world; REWARD_bxb: a cosine reward's mean over the image with all "
+        description="names of rewards; in the tiny world `oracle`, `oracle_diversity` and `oracle_variety` too; REWARD_bxb: a "
+        "cosine reward's mean over the image with all "
         "prompts instead of its own (the scale of the PickScore in the paper)",
     )
     heldout_judges: tuple[str, ...] = Field(

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from textcraftor.config.base import BaseConfig, ChainConfig, PrepareConfig, SamplerConfig, switch_step
 from textcraftor.config.downloads import Download
-from textcraftor.config.judging import MATRIX, EvaluateConfig, GateConfig, RegistryConfig
+from textcraftor.config.judging import MATRIX, ORACLE_JUDGES, EvaluateConfig, GateConfig, RegistryConfig
 from textcraftor.config.prompts import PromptsConfig
 from textcraftor.config.rewards import Mix, RewardConfig
 from textcraftor.config.section import Name, Positive, Section
@@ -50,11 +50,12 @@ class Config(Section):
         for name in self.unet_mixes:
             if name not in self.mixes:
                 raise ValueError(f"unet_mixes: {unknown('mix', name, self.mixes)}")
-        if "oracle" in self.rewards:
-            raise ValueError(
-                "rewards.oracle: the name is the tiny world's oracle's, which judges and trains nothing. Rename it"
-            )
-        known = {*self.rewards, *(name + MATRIX for name in self.rewards), "oracle"}
+        for name in ORACLE_JUDGES:
+            if name in self.rewards:
+                raise ValueError(
+                    f"rewards.{name}: the name is the tiny world's oracle's, which judges and trains nothing. Rename it"
+                )
+        known = {*self.rewards, *(name + MATRIX for name in self.rewards), *ORACLE_JUDGES}
         for judge in self.evaluate.judges:
             if judge not in known:
                 raise ValueError(unknown("judge", judge, known))

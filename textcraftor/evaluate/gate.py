@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from textcraftor.artifact import write_json, written_aside
-from textcraftor.config import MATRIX, Config, GateRule
+from textcraftor.config import MATRIX, ORACLE_JUDGES, Config, GateRule
 from textcraftor.errors import UserError
-from textcraftor.evaluate.scores import DIVERSITY, ORACLE, Scores
+from textcraftor.evaluate.scores import DIVERSITY, Scores
 from textcraftor.evaluate.statistics import compare, score_fault
 from textcraftor.heldout import Fingerprint, same_weights
 from textcraftor.layout import BASE, GATE_RECORD, scores_file
@@ -128,7 +128,7 @@ def _trained_on_fault(judge: str, scores: Scores) -> str:
     if name in trained or name in scores.trained_on:
         return f"{scores.candidate} was trained on {name}"
     if weights is None:
-        return "" if judge == ORACLE else f"the proof does not say which weights {judge} has. Evaluate again"
+        return "" if judge in ORACLE_JUDGES else f"the proof does not say which weights {judge} has. Evaluate again"
     rewards = {reward: Fingerprint.from_json(each) for reward, each in trained.items()}
     reward = same_weights(Fingerprint.from_json(weights), rewards)
     return f"{scores.candidate} was trained on {reward}, which has the weights of {name}" if reward else ""

@@ -6,14 +6,15 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from textcraftor.config import MATRIX, EvaluateConfig
+from textcraftor.config import MATRIX, ORACLE_JUDGES, EvaluateConfig
 from textcraftor.errors import RewardError
 from textcraftor.evaluate.batches import Batches
 from textcraftor.evaluate.generation import from_bytes
 from textcraftor.evaluate.scores import DIVERSITY, ORACLE
 from textcraftor.rewards import Reward
 from textcraftor.rewards.base import CosineReward
-from textcraftor.tiny.oracle import Oracle
+from textcraftor.tiny.diversity import open_diversity, variety
+from textcraftor.tiny.oracle import Oracle, detect
 
 
 def score(
@@ -26,15 +27,15 @@ def score(
 ) -> pl.DataFrame:
     """The plan with a column for every judge and one for `diversity`; complete on rank 0, each process scores its batches.
 
-    images: (N, 3, H, W) uint8, in the plan's order.  load: returns a judge by name; a judge is freed before the next
-    is loaded.
+    images: (N, 3, H, W) uint8, in the plan's order; all of them on rank 0, its own on the others.  load: returns a judge by
+    name; a judge is freed before the next is loaded.
     Raises RewardError for a judge REWARD_bxb whose reward is not a cosine similarity.
     """
     prompts, batches = plan["prompt"].to_list(), batches or Batches(plan.height, config.batch_size)
     columns: dict[str, Tensor] = {}
     for name in dict.fromkeys(judge.removesuffix(MATRIX) for judge in (*config.judges, config.diversity_judge)):
-        if name == ORACLE:
-            columns[name] = _score_by_oracle(images, prompts, batches)
+        if name in ORACLE_JUDGES:
+            columns[name] = _score_by_oracle(name, images, prompts, batches, config.images_per_prompt)
             continue
         reward, matrix = load(name), name + MATRIX
         if matrix in config.judges:  # first, because the next call frees the text tower
@@ -103,9 +104,15 @@ def _features(reward: Reward, images: Tensor, batches: Batches, device: torch.de
     return batches.compute(lambda rows: reward.image_features(from_bytes(images[rows], device)), f"diversity: {reward.name}")
 
 
-def _score_by_oracle(images: Tensor, prompts: Sequence[str], batches: Batches) -> Tensor:
-    oracle = Oracle()
-    return batches.compute(lambda rows: oracle.score(from_bytes(images[rows]), prompts[rows]).double(), "judge: oracle")
+def _score_by_oracle(name: str, images: Tensor, prompts: Sequence[str], batches: Batches, images_per_prompt: int) -> Tensor:
+    if name == ORACLE:
+        oracle = Oracle()
+        return batches.compute(lambda rows: oracle.score(from_bytes(images[rows]), prompts[rows]).double(), "judge: oracle")
+    if batches.work.rank > 0:  # these compare all images, and rank 0 has them all
+        return torch.zeros(len(images), dtype=torch.float64)
+    scenes = [scene for rows in batches.all for scene in detect(from_bytes(images[rows]))]
+    measure = variety if name == "oracle_variety" else open_diversity
+    return torch.from_numpy(measure(scenes, prompts, images_per_prompt))
 
 
 def _text_features(reward: Reward, prompts: Sequence[str], batches: Batches) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 from textcraftor.artifact import proof
 from textcraftor.candidate import Candidate
-from textcraftor.config import MATRIX, Config, Section
+from textcraftor.config import MATRIX, ORACLE_JUDGES, Config, Section
 from textcraftor.evaluate.scores import ORACLE
 from textcraftor.heldout import Fingerprint, fingerprint, same_weights
 from textcraftor.layout import HELDOUT_PROMPTS
@@ -16,7 +16,7 @@ from textcraftor.layout import HELDOUT_PROMPTS
 def comparable_settings(config: Config) -> dict[str, Any]:
     """The settings that must be equal for two candidates' scores to be comparable."""
     judges: dict[str, Any] = {
-        name: ORACLE if name == ORACLE else config.rewards[name.removesuffix(MATRIX)].model_dump(mode="json")
+        name: ORACLE if name in ORACLE_JUDGES else config.rewards[name.removesuffix(MATRIX)].model_dump(mode="json")
         for name in (*config.evaluate.judges, config.evaluate.diversity_judge)
     }
     return {
@@ -31,7 +31,7 @@ def comparable_settings(config: Config) -> dict[str, Any]:
 def scores_proof(config: Config, model: Candidate, root: Path) -> dict[str, Any]:
     """The proof of a table of scores. Weights that are not on this machine are named by the configuration alone."""
     settings = comparable_settings(config)
-    judges = {name: config.rewards[name.removesuffix(MATRIX)] for name in settings["judges"] if name != ORACLE}
+    judges = {name: config.rewards[name.removesuffix(MATRIX)] for name in settings["judges"] if name not in ORACLE_JUDGES}
     models: dict[str, Section] = {"base": config.base, **{f"judge {name}": reward for name, reward in judges.items()}}
     paths = {"prompts": root / HELDOUT_PROMPTS, **model.parts}
     for label, section in models.items():
@@ -46,7 +46,7 @@ def weights_record(config: Config, model: Candidate, root: Path) -> dict[str, An
 
     The gate compares the two.  trained_weights comes from the proofs of training; it is missing where one of them lacks it.
     """
-    names = dict.fromkeys(judge.removesuffix(MATRIX) for judge in config.evaluate.judges if judge != ORACLE)
+    names = dict.fromkeys(judge.removesuffix(MATRIX) for judge in config.evaluate.judges if judge not in ORACLE_JUDGES)
     record: dict[str, Any] = {"judge_weights": {name: fingerprint(config.rewards[name].at(root)).as_json() for name in names}}
     trained: dict[str, Any] = {}
     for folder in dict.fromkeys(part.parent for part in model.parts.values()):

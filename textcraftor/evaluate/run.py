@@ -12,7 +12,7 @@ from textcraftor.artifact import base_identity, written_aside
 from textcraftor.cache.prepare import read_heldout_latents
 from textcraftor.candidate import Candidate
 from textcraftor.chain.sampler import Sampler
-from textcraftor.config import MATRIX, BaseConfig, Config
+from textcraftor.config import MATRIX, ORACLE_JUDGES, BaseConfig, Config
 from textcraftor.distributed import data_parallel
 from textcraftor.errors import ModelError, PromptError, unknown
 from textcraftor.evaluate.batches import Batches
@@ -67,7 +67,8 @@ def measure(
     """
     settings, report = config.evaluate, root / report_folder(model.name)
     batches = batches or Batches(rows.height, settings.batch_size)
-    table, images = score(images, rows, settings, load, device, batches), batches.collect(images)
+    images = batches.collect(images)
+    table = score(images, rows, settings, load, device, batches)
     if batches.work.rank > 0:
         batches.work.barrier()
         return report
@@ -147,9 +148,9 @@ def _base_claims(root: Path) -> dict[str, Counts]:
 
 def _judge_descriptions(config: Config) -> dict[str, str]:
     """A description of each column, with the judge's version: scores of different versions are not comparable."""
-    descriptions = {ORACLE: "share of the prompt's claims that hold"}
+    descriptions = dict(ORACLE_JUDGES)
     for name in config.evaluate.judges:
-        if name != ORACLE:
+        if name not in ORACLE_JUDGES:
             reward = config.rewards[name.removesuffix(MATRIX)]
             kind = "" if reward.kind == name else reward.kind
             scale = "mean over all prompts" if name.endswith(MATRIX) else ""
