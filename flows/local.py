@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -38,35 +39,44 @@ def full() -> int:
     """Start servers, run the deployment on them, stop them. Returns the exit status."""
     settings = settings_from(os.environ)
     ports = choose_ports(os.environ)
+    name = f"make-full-{time.strftime('%Y%m%d-%H%M%S')}-{uuid4().hex[:4]}"
+    log = HOME / "logs" / f"{name}.log"
     with exclusive(HOME):
         print("Starting Prefect and MLflow ...", flush=True)
         with running(ROOT, HOME, ports) as servers:
             print(f"Prefect {ports.prefect_url}   MLflow {ports.mlflow_url}   (both until the run ends)", flush=True)
-            os.environ.clear()
+            print(f"Log     {log.relative_to(ROOT)}", flush=True)
             os.environ.update(servers.env)
-            status = run(servers, settings)
-    print("Both UIs, with this run in them: make ui")
-    return status
+            return run(servers, name, settings, log)
 
 
-def run(servers: Servers, settings: Mapping[str, Any]) -> int:
-    """Run the deployment to its end and print its summary. Returns the exit status."""
-    from flows import summary  # imports Prefect, which reads the environment when it is imported
+def run(servers: Servers, name: str, settings: Mapping[str, Any], log: Path) -> int:
+    """Run the deployment to its end, its output in `log`, a line a stage in the terminal, and print its summary."""
+    from flows import summary, terminal  # they import Prefect, which reads the environment when it is imported
 
-    name = f"make-full-{time.strftime('%Y%m%d-%H%M%S')}-{uuid4().hex[:4]}"
     parameters = json.dumps({"settings": dict(settings)})
     command = ["prefect", "deployment", "run", DEPLOYMENT, "--watch", "--flow-run-name", name, "--params", parameters]
-    watch = guard.start([sys.executable, "-m", *command], cwd=servers.folder, env=servers.env)
-    try:
-        while watch.poll() is None:
-            servers.require_alive()
-            time.sleep(0.5)
-    except BaseException:
-        asyncio.run(summary.cancel_run(name))  # the interrupted run must not look as if it still ran
-        raise
-    finally:
-        guard.end(watch)
-    return asyncio.run(summary.print_summary(name))
+    with log.open("w") as output:
+        watch = guard.start(
+            [sys.executable, "-m", *command],
+            cwd=servers.folder,
+            env={**servers.env, "COLUMNS": "160"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            with terminal.opened(name) as shown:
+                while watch.poll() is None:
+                    servers.require_alive()
+                    shown.show()
+                    time.sleep(1)
+                shown.finish()
+        except BaseException:
+            asyncio.run(summary.cancel_run(name))  # the interrupted run must not look as if it still ran
+            raise
+        finally:
+            guard.end(watch)
+    return asyncio.run(summary.print_summary(name, log))
 
 
 def ui() -> int:

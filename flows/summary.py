@@ -18,14 +18,16 @@ from tasks.workspace import Workspace
 PROMOTED, FAILED, NOT_PROMOTED = 0, 1, 3
 
 
-async def print_summary(flow_run_name: str) -> int:
-    """Print scores, verdict and files of a run; return the exit status that says the same."""
+async def print_summary(flow_run_name: str, log: Path) -> int:
+    """Print scores, verdict, files and next commands of a run; return the exit status that says the same."""
     console = Console()
     console.width = max(console.width, 100)  # a log file has no width; the table has
     async with get_client() as client:
         state = await _state(client, flow_run_name)
     if state is None or not state.is_completed():
         console.print(f"\n[bold]The run failed.[/bold] {_reason(state)}")
+        console.print(f"Everything that it printed: {log}", soft_wrap=True)
+        console.print("Run it again when that is mended; stages that are done are not repeated.")
         return FAILED
     decision = Decision.model_validate(await state.aresult())
     workspace = Workspace(Path(decision.folder))
@@ -35,7 +37,26 @@ async def print_summary(flow_run_name: str) -> int:
     shown = decision.candidate or workspace.config.candidates[0]
     console.print(f"Before and after: {workspace.report(shown) / 'grid.png'}", soft_wrap=True)
     console.print(f"The whole report: {workspace.report(shown) / 'report.html'}", soft_wrap=True)
+    console.print(
+        "Next:", *(f"  {line}" for line in next_commands(decision, shown, workspace)), sep="\n", highlight=False, soft_wrap=True
+    )
     return NOT_PROMOTED if decision.verdict == "not promoted" else PROMOTED
+
+
+def next_commands(decision: Decision, candidate: str, workspace: Workspace) -> list[str]:
+    """Three commands that go on from a run's verdict, each with what it does."""
+    model = "champion" if decision.verdict in ("promoted", "champion stays") else str(decision.version or candidate)
+    params = "" if decision.version else f" --params {workspace.folder / 'params.yaml'}"
+    commands = {
+        "make ui": "both UIs in the browser",
+        f'.venv/bin/textcraftor generate "a tiny crimson disc, shiny" --model {model}{params}': "draw with it",
+        "make full PROMPTS=my_prompts.txt": "the same with prompts of your own",
+    }
+    if decision.verdict == "challenger":
+        del commands["make full PROMPTS=my_prompts.txt"]
+        commands[f"make promote VERSION={decision.version}"] = "make it the champion"
+    width = max(map(len, commands))
+    return [f"{command:<{width}}   {what}" for command, what in commands.items()]
 
 
 async def run_promotion(deployment: str, version: int) -> int:

@@ -1,0 +1,89 @@
+"""What the terminal shows of a run: a line a stage, its progress and the time left."""
+
+import io
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from prefect import flow, get_client, task
+from prefect.logging import get_run_logger
+from rich.console import Console
+
+from flows.summary import next_commands
+from flows.terminal import RunView, Stage, Terminal, duration
+from tasks.registry import Decision
+from tasks.workspace import Workspace
+from tests.flows.project import ROOT
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@task(task_run_name="{stage}")
+def repro(stage: str, lines: list[str]) -> None:
+    for line in lines:
+        get_run_logger().info(line)
+    if "fail" in lines:
+        raise ValueError
+
+
+@task
+def track() -> None: ...
+
+
+@flow(flow_run_name="seen-in-the-terminal")
+def run() -> None:
+    repro("curate", ["Running stage 'curate':", "12 prompts read"])
+    repro("prepare", ["Stage 'prepare' didn't change, skipping"])
+    track()
+    repro("train@a", ["Running stage 'train@a':", "step: 3/12", "fail"])
+
+
+def line(message: str, seconds: float) -> Any:
+    return SimpleNamespace(message=message, timestamp=NOW + timedelta(seconds=seconds))
+
+
+def test_each_stage_is_a_line_once_and_nothing_else_is_shown() -> None:
+    with pytest.raises(ValueError):
+        run()
+    stream = io.StringIO()
+    with (
+        get_client(sync_client=True) as client,
+        Terminal(RunView(client, "seen-in-the-terminal"), Console(file=stream, width=60)) as terminal,
+    ):
+        terminal.show()
+        terminal.finish()
+        terminal.show()
+    shown = [printed.split()[:2] for printed in stream.getvalue().splitlines()]
+    assert shown == [["curate", "ran"], ["prepare", "unchanged"], ["train@a", "failed"]]
+
+
+def test_a_running_stage_says_how_far_it_is_and_what_is_left() -> None:
+    stage = Stage("evaluate@a", "RUNNING", started=NOW, seconds=20)
+    assert stage.describe().split() == ["evaluate@a", "...", "20", "s"]
+    for read in (line("Running stage 'evaluate@a':", 1), line("generate images: 25/100", 20)):
+        stage.read(read)
+    assert stage.describe().split() == ["evaluate@a", "generate", "images", "25/100", "20", "s", "60", "s", "left"]
+    stage.seconds = 300
+    for read in (line("judge: clip: 10/100", 280), line("judge: clip: 50/100", 300)):
+        stage.read(read)
+    assert stage.describe().split() == ["evaluate@a", "judge:", "clip", "50/100", "5", "min", "20", "s", "left"]
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(0.4, "0 s"), (99, "99 s"), (100, "2 min"), (5000, "83 min"), (11100, "3 h 05")])
+def test_durations(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
+
+
+@pytest.mark.parametrize(
+    ("verdict", "version", "commands"),
+    [
+        ("promoted", 3, ["--model champion", "PROMPTS="]),
+        ("challenger", 3, ["--model 3", "make promote VERSION=3"]),
+        ("not promoted", None, ["--model balanced --params", "PROMPTS="]),
+    ],
+)
+def test_three_commands_go_on_from_each_verdict(verdict: Any, version: int | None, commands: list[str]) -> None:
+    lines = next_commands(Decision(verdict=verdict, why="", version=version), "balanced", Workspace(ROOT))
+    assert len(lines) == 3 and lines[0].startswith("make ui")
+    assert all(command in said for command, said in zip(commands, lines[1:], strict=True))
