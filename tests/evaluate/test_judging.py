@@ -31,7 +31,7 @@ def test_the_oracle_reads_diversity_off_the_images(config, root, good):
     assert true.columns == [*rows.columns, "oracle_diversity", "oracle_variety", "diversity"]
     assert true["oracle_diversity"].min() > 0
     assert alike["oracle_diversity"].max() == 0
-    assert alike["oracle_variety"].mean() == pytest.approx(true["oracle_variety"].mean(), abs=0.2)
+    assert alike["oracle_variety"].mean() == pytest.approx(true["oracle_variety"].mean(), abs=0.3)
 
 
 def test_scores_do_not_depend_on_the_batch_size(config, root, good):

@@ -11,7 +11,7 @@ MATRIX = "_bxb"  # suffix of a judge that averages the whole prompt-image matrix
 ORACLE_JUDGES = {
     "oracle": "share of the prompt's claims that hold",
     "oracle_diversity": "how much images of one prompt differ in what it leaves open; 1: as right pictures do",
-    "oracle_variety": "how much images of different prompts differ; 1: as right pictures do",
+    "oracle_variety": "how much images of different prompts differ, in the claim that varies least; 1: as right pictures do",
 }
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
+from textcraftor.errors import PromptError
 from textcraftor.tiny.language import Claims, parse
 from textcraftor.tiny.oracle import MIN_GLOSS, SIDE, DetectedObject, DetectedScene
 from textcraftor.tiny.renderer import sample_placements
@@ -29,6 +30,7 @@ Array = NDArray[np.float64]
 OBJECT_KINDS: Final = ("colour", "shape", "size")
 KINDS: Final = ("count", *OBJECT_KINDS, "background", "style")
 TRUE_SCENES: Final = 16  # right scenes of each prompt, which the pictures are compared with
+LEAST_VARIETY: Final = 0.1  # distance of right pictures of different prompts below which a kind is left out
 _VALUES: Final[dict[str, tuple[object, ...]]] = {
     "count": (0, 1, 2),  # more count as 2: what is too many is a mistake, not a choice
     "colour": COLOURS,
@@ -70,49 +72,64 @@ def read(scene: DetectedScene) -> Reading:
 def open_diversity(scenes: Sequence[DetectedScene], prompts: Sequence[str], images_per_prompt: int) -> Array:
     """How much the pictures of each prompt differ in what it leaves open: (N,), a prompt's value repeated for its images.
 
-    Mean over places and each kind of claim that the prompt does not make; in each, the mean distance of two pictures over
-    that of two right pictures.  Places are compared where two pictures have equally many objects, else by the middle of
-    the objects.  0 when all pictures of a prompt are read alike; NaN for a prompt without claims.
+    Mean over all that the prompt leaves open, see `open_by_kind`.  0 when all pictures of a prompt are read alike; NaN for a
+    prompt without claims.
 
     scenes: (N,) as `oracle.detect` found them, the images of a prompt adjacent.
     """
-    values = []
+    by_kind = np.array(list(open_by_kind(scenes, prompts, images_per_prompt).values()))
+    counted = np.isfinite(by_kind).sum(0)
+    total = np.nansum(by_kind, 0)
+    return np.repeat(np.where(counted, total / np.maximum(counted, 1), np.nan), images_per_prompt)
+
+
+def open_by_kind(scenes: Sequence[DetectedScene], prompts: Sequence[str], images_per_prompt: int) -> dict[str, Array]:
+    """kind -> (P,): how much the pictures of each prompt differ in it; NaN where the prompt names it.
+
+    Kinds: "place", always open, and each kind of claim.  The mean distance of two pictures, over that of two right pictures.
+    Places are compared where two pictures have equally many objects, else by the middle of the objects.
+    """
     readings = [read(scene) for scene in scenes]
-    for start in range(0, len(scenes), images_per_prompt):
-        claims = parse(prompts[start])
-        if claims is None:
-            values.append(float("nan"))
-            continue
-        seen = _distances(claims, readings[start : start + images_per_prompt])
-        right = _distances(claims, true_readings(claims))
-        values.append(float(np.mean([seen[kind] / right[kind] for kind in seen if right[kind] > 0])))
-    return np.repeat(values, images_per_prompt)
+    starts = range(0, len(scenes), images_per_prompt)
+    values = {kind: np.full(len(starts), np.nan) for kind in ("place", "relation", *OBJECT_KINDS, "background", "style")}
+    for number, start in enumerate(starts):
+        if claims := parse(prompts[start]):
+            seen = _distances(claims, readings[start : start + images_per_prompt])
+            right = _distances(claims, true_readings(claims))
+            for kind in seen:
+                if right[kind] > 0:
+                    values[kind][number] = seen[kind] / right[kind]
+    return values
 
 
 def variety(scenes: Sequence[DetectedScene], prompts: Sequence[str], images_per_prompt: int) -> Array:
-    """How much each prompt's pictures differ from other prompts' pictures: (N,), a prompt's value repeated for its images.
+    """How much each prompt's pictures differ from other prompts' pictures, in the kind of claim that varies least: (N,).
 
-    Mean over the kinds of claim, each over that of right pictures.  See `variety_by_kind`.
+    A prompt's value is repeated for its images.  The least, because a collapse usually shows in some kinds only: a model that
+    draws everything glossy and small still varies in colour.  See `variety_by_kind`.
     """
-    return np.repeat(np.mean(list(variety_by_kind(scenes, prompts, images_per_prompt).values()), 0), images_per_prompt)
+    least = min(variety_by_kind(scenes, prompts, images_per_prompt).values(), key=np.mean)
+    return np.repeat(least, images_per_prompt)
 
 
 def variety_by_kind(scenes: Sequence[DetectedScene], prompts: Sequence[str], images_per_prompt: int) -> dict[str, Array]:
     """kind -> (P,): how much each prompt's pictures differ in it from other prompts' pictures.
 
     The distance of two pictures is the share of their objects that differ (total variation).  1 is the mean over right
-    pictures of these prompts.  Kinds in which right pictures do not differ, because every prompt asks for the same, are
-    left out.
+    pictures of these prompts.  Kinds in which right pictures hardly differ, because the prompts ask for the same, are left
+    out.  Raises PromptError when that is all of them.
     """
     claims = [parse(prompt) for prompt in prompts[::images_per_prompt]]
-    right = [true_readings(each)[:images_per_prompt] if each else [] for each in claims]
+    right = [true_readings(each)[:images_per_prompt] for each in claims if each]
     readings = [read(scene) for scene in scenes]
     groups = [readings[start : start + images_per_prompt] for start in range(0, len(readings), images_per_prompt)]
     values = {}
     for kind in KINDS:
-        reference = _disagreement(kind, [each for each in right if each]).mean()
-        if reference > 0:
+        reference = float(_disagreement(kind, right).mean())
+        if reference >= LEAST_VARIETY:
             values[kind] = _disagreement(kind, groups) / reference
+    if not values:
+        raise PromptError("All prompts ask for the same picture, so oracle_variety cannot be measured. Evaluate more prompts")
     return values
 
 
