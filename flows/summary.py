@@ -11,9 +11,9 @@ from prefect.states import Cancelled, State
 from rich.console import Console
 from rich.table import Table
 
-from tasks.pages import score_rows
 from tasks.registry import Decision
 from tasks.workspace import Workspace
+from textcraftor.evaluate.figures import Row, claim_rows, headline, losses, read_claims, score_rows
 
 PROMOTED, FAILED, NOT_PROMOTED = 0, 1, 3
 
@@ -32,8 +32,10 @@ async def print_summary(flow_run_name: str, log: Path) -> int:
     decision = Decision.model_validate(await state.aresult())
     workspace = Workspace(Path(decision.folder))
     for candidate in workspace.config.candidates:
-        console.print(score_table(candidate, workspace))
+        print_figures(console, candidate, workspace)
     console.print(f"[bold]Verdict: {decision.verdict}[/bold]{describe(decision)}: {decision.why}")
+    if decision.worse:
+        console.print(decision.worse)
     shown = decision.candidate or workspace.config.candidates[0]
     console.print(f"Before and after: {workspace.report(shown) / 'grid.png'}", soft_wrap=True)
     console.print(f"The whole report: {workspace.report(shown) / 'report.html'}", soft_wrap=True)
@@ -67,6 +69,8 @@ async def run_promotion(deployment: str, version: int) -> int:
         return FAILED
     decision = Decision.model_validate(await run.state.aresult())
     print(f"Verdict: {decision.verdict}{describe(decision)}: {decision.why}")
+    if decision.worse:
+        print(decision.worse)
     return PROMOTED
 
 
@@ -99,12 +103,20 @@ def describe(decision: Decision) -> str:
     return f" ({decision.candidate}{version})" if decision.candidate else ""
 
 
-def score_table(candidate: str, workspace: Workspace) -> Table:
-    """Scores of base and candidate, one row for each judge."""
-    rows = score_rows(workspace.metrics(candidate))
-    table = Table(title=f"{candidate}: base against tuned, {workspace.metrics(candidate)['n_prompts']} held-out prompts")
+def print_figures(console: Console, candidate: str, workspace: Workspace) -> None:
+    """Scores and claims of base and candidate, and what they say in words."""
+    metrics, claims = workspace.metrics(candidate), read_claims(candidate, workspace.folder)
+    title = f"{candidate}: base against tuned, {metrics['n_prompts']} held-out prompts"
+    console.print(_table(title, score_rows(metrics)))
+    if claims:
+        console.print(_table("claims of the prompts that hold", claim_rows(claims)))
+    console.print(f"{candidate}: {headline(metrics, claims)}\n{losses(metrics, claims)}\n")
+
+
+def _table(title: str, rows: list[Row]) -> Table:
+    table = Table(title=title)
     for column in rows[0]:
-        table.add_column(column, justify="left" if column in ("judge", "trained on") else "right", no_wrap=True)
+        table.add_column(column, justify="left" if column in ("judge", "trained on", "claim") else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row.values())
     return table

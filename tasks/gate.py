@@ -47,4 +47,4 @@ def read_verdict(workspace: Workspace) -> Verdict:
 
 def figure(value: float | None) -> str:
     """A value or bound of a rule, for people."""
-    return "nothing" if value is None else f"{value:.4f}"
+    return "nothing" if value is None else f"{value:.3f}"

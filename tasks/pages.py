@@ -3,7 +3,6 @@
 import base64
 import io
 from pathlib import Path
-from typing import Any
 
 import PIL.Image
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
@@ -11,6 +10,7 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact, cr
 from tasks.gate import Verdict, figure
 from tasks.registry import Decision
 from tasks.workspace import Workspace
+from textcraftor.evaluate.figures import claim_rows, headline, losses, read_claims, score_rows
 
 WIDTH = 1200  # pixels; pictures are stored in Prefect's database
 
@@ -18,7 +18,11 @@ WIDTH = 1200  # pixels; pictures are stored in Prefect's database
 def show_candidate(name: str, workspace: Workspace) -> None:
     """Show a candidate's metrics as a table and its grid (base and tuned model on the same noise) as a picture."""
     key = name.replace("_", "-")
-    create_table_artifact(score_rows(workspace.metrics(name)), key=f"scores-{key}", description=f"{name} against the base")
+    metrics, claims = workspace.metrics(name), read_claims(name, workspace.folder)
+    description = f"{name} against the base. {headline(metrics, claims)} {losses(metrics, claims)}"
+    create_table_artifact(score_rows(metrics), key=f"scores-{key}", description=description)
+    if claims:
+        create_table_artifact(claim_rows(claims), key=f"claims-{key}", description=f"{name}: claims of the prompts that hold")
     grid = workspace.report(name) / "grid.png"
     create_markdown_artifact(
         f"# {name}: before and after, on the same noise\n\n![base and tuned model]({data_uri(grid)})\n\n"
@@ -35,6 +39,8 @@ def show_decision(decision: Decision, verdict: Verdict, workspace: Workspace) ->
         lines += [
             f"## {name}: {'passed' if record['passed'] else 'did not pass'}",
             "",
+            losses(workspace.metrics(name), read_claims(name, workspace.folder)),
+            "",
             "| rule | value | at least | |",
             "|---|---|---|---|",
         ]
@@ -47,33 +53,6 @@ def show_decision(decision: Decision, verdict: Verdict, workspace: Workspace) ->
         create_link_artifact(
             decision.page, f"{workspace.config.registry.name}, version {decision.version}", key="model-version"
         )
-
-
-def score_rows(metrics: dict[str, Any]) -> list[dict[str, str]]:
-    """metrics.json as rows of text: one for each judge, then diversity."""
-    rows = [
-        {
-            "judge": judge,
-            "trained on": "yes" if m["trained_on"] else "no",
-            "base": f"{m['base_mean']:.4f}",
-            "tuned": f"{m['mean']:.4f}",
-            "difference": f"{m['delta']:+.4f}",
-            "95 % interval": f"{m['ci_low']:+.4f} .. {m['ci_high']:+.4f}",
-            "wins": f"{m['win_rate']:.0%}",
-        }
-        for judge, m in metrics["judges"].items()
-    ]
-    diversity = metrics["diversity"]
-    last = {
-        "judge": "diversity",
-        "trained on": "",
-        "base": f"{diversity['base_mean']:.4f}",
-        "tuned": f"{diversity['mean']:.4f}",
-        "difference": "" if diversity["ratio"] is None else f"x {diversity['ratio']:.3f}",
-        "95 % interval": "",
-        "wins": "",
-    }
-    return [*rows, last]
 
 
 def data_uri(picture: Path) -> str:

@@ -14,7 +14,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel
 
-from tasks import links, tracking
+from tasks import comparison, links, tracking
 from tasks.evidence import Record, Unproven, prove
 from tasks.tracking import (
     ARTIFACT,
@@ -45,6 +45,7 @@ class Decision(BaseModel):
     digest: str | None = None
     folder: str = ""
     page: str | None = None
+    worse: str = ""  # what got worse than the base, in a sentence
 
 
 @task(
@@ -103,10 +104,10 @@ def challenge(version: int, config: Config) -> Decision:
         if champion and champion.record and champion.record["digest"] == record["digest"]:
             why = f"version {champion.version} is the champion and has the same weights"
             return _decision("champion stays", why, champion.version, record, model)
+        rules = _compare(mlflow, version, champion, config)
         mlflow.set_registered_model_alias(model, CHALLENGER, str(version))
-    why = f"a person decides: make promote VERSION={version}"
-    if champion and not champion.record:
-        why = f"{why}. The champion, version {champion.version}, is not proven: {champion.fault}"
+    against = f". {comparison.in_words(champion, rules)}" if champion else ""
+    why = f"a person decides: make promote VERSION={version}{against}"
     return _decision("challenger", why, version, record, model)
 
 
@@ -135,8 +136,7 @@ def promote(version: int, config: Config, by_hand: bool = False) -> Decision:
             champion = find_champion(mlflow, config)
             if champion and champion.version == version:
                 return _decision("champion stays", f"version {version} is the champion", version, record, model)
-            rules = _compare(version, champion, config)
-            mlflow.set_model_version_tag(model, str(version), "against_champion", json.dumps(rules))
+            rules = _compare(mlflow, version, champion, config)
             failed = [f"{rule['rule']}: {rule['why']}" for rule in rules if not rule["passed"]]
             if champion and failed and not by_hand:
                 why = f"the champion, version {champion.version}, stays. {'; '.join(failed)}"
@@ -160,16 +160,18 @@ def version_page(model: str, version: int) -> str | None:
     return links.version_page(uri, model, version) if uri.startswith("http") else None
 
 
-def _compare(version: int, champion: Champion | None, config: Config) -> list[Record]:
-    """Rules of `gate.champion_margin` for a version against a proven champion; none against any other."""
-    if champion is None or champion.folder is None:
-        return []
-    from textcraftor.evaluate.gate import against_champion
-    from textcraftor.evaluate.scores import Scores  # imports torch
+def _compare(mlflow: MlflowClient, version: int, champion: Champion | None, config: Config) -> list[Record]:
+    """Rules of `gate.champion_margin` for a version against a proven champion; none against any other.
 
-    folders = (fetch(str(version), config), champion.folder)
-    candidate, present = (Scores.read(folder / "evidence/scores.parquet") for folder in folders)
-    return against_champion(candidate, present, config)
+    They are kept where a person looks before deciding: in the version's card and its tag `against_champion`.
+    """
+    name, number = config.registry.name, str(version)
+    rules = comparison.rules(fetch(number, config), champion, config)
+    mlflow.set_model_version_tag(name, number, "against_champion", json.dumps(rules))
+    if champion:
+        card = comparison.in_card(mlflow.get_model_version(name, number).description or "", champion, rules)
+        mlflow.update_model_version(name, number, description=card)
+    return rules
 
 
 def _reason(champion: Champion | None, by_hand: bool) -> str:
@@ -194,6 +196,7 @@ def _decision(
         version=version,
         digest=record["digest"],
         page=version_page(model, version),
+        worse=client().get_model_version(model, str(version)).tags.get("worse", ""),
     )
 
 

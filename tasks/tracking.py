@@ -24,10 +24,12 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.evidence import Record, assemble, content_digest, identity
+from tasks.links import evidence_file, report_page
 from tasks.workspace import Workspace
 from textcraftor.candidate import Candidate
 from textcraftor.config import Config
 from textcraftor.errors import UserError
+from textcraftor.evaluate.figures import claim_rows, headline, losses, plain_table, read_claims, rule_rows, score_rows
 from textcraftor.layout import STATE, has_tuned_unet, mix_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -111,12 +113,14 @@ def track(name: str, record: Record, workspace: Workspace) -> str:
             for run in mlflow.search_runs([experiment], f"tags.identity = '{known}' and attributes.status = 'FINISHED'"):
                 if _is_complete(mlflow, run.info.run_id, folder):
                     return str(run.info.run_id)
-        card = model_card(name, record, workspace)
-        (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
-        tags = {**candidate_tags(name, record, workspace), "identity": key, "content": content, "mlflow.note.content": card}
+        (folder / "MODEL_CARD.md").write_text(model_card(name, record, workspace), encoding="utf-8")
+        tags = {**candidate_tags(name, record, workspace), "identity": key, "content": content}
         run = mlflow.create_run(experiment, run_name=name, tags=tags)
         run_id = str(run.info.run_id)
         try:
+            picture = evidence_file(run_id, "grid.png")
+            card = model_card(name, record, workspace, picture, report_page(experiment, run_id))
+            mlflow.set_tag(run_id, "mlflow.note.content", card)
             _log(mlflow, run_id, name, workspace, folder)
         except BaseException:
             mlflow.set_terminated(run_id, "FAILED")
@@ -133,14 +137,38 @@ def candidate_tags(name: str, record: Record, workspace: Workspace) -> dict[str,
         "profile": workspace.config.profile,
         "digest": record["digest"],
         "gate": "passed" if record["passed"] else "failed",
+        "worse": losses(workspace.metrics(name), read_claims(name, workspace.folder)),
     }
 
 
-def model_card(name: str, record: Record, workspace: Workspace) -> str:
-    """The candidate's model card in markdown, from mlflow/model_card.md.j2."""
+def model_card(
+    name: str,
+    record: Record,
+    workspace: Workspace,
+    picture: str = "evidence/grid.png",
+    report: str = "evidence/report.html",
+) -> str:
+    """The candidate's model card in markdown, from mlflow/model_card.md.j2.
+
+    picture, report: their addresses; by default those beside MODEL_CARD.md.  Tables are text in a fixed-width font, because
+    MLflow's page shows Markdown's tables without space between the columns.
+    """
     template = jinja2.Template(CARD.read_text(encoding="utf-8"), undefined=jinja2.StrictUndefined, trim_blocks=True)
-    metrics = workspace.metrics(name)
-    return template.render(name=name, record=record, metrics=metrics, config=workspace.config, mix=mix_of(name))
+    metrics, claims = workspace.metrics(name), read_claims(name, workspace.folder)
+    return template.render(
+        name=name,
+        record=record,
+        metrics=metrics,
+        config=workspace.config,
+        mix=mix_of(name),
+        headline=headline(metrics, claims),
+        losses=losses(metrics, claims),
+        scores=plain_table(score_rows(metrics)),
+        claims=plain_table(claim_rows(claims)) if claims else "",
+        rules=plain_table(rule_rows(record["rules"])),
+        picture=picture,
+        report=report,
+    )
 
 
 def _log(mlflow: MlflowClient, run_id: str, name: str, workspace: Workspace, folder: Path) -> None:

@@ -27,6 +27,14 @@ def test_prompts_and_labels_are_drawn():
     assert (labelled[:below, : pictures.MARGIN + pictures.LABEL] < 255).any()  # the label
 
 
+def test_a_caption_is_never_cut(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(pictures.ImageDraw.ImageDraw, "multiline_text", lambda pen, at, text, **_: drawn.append(text))
+    prompt = "on a grey background, a triangle, turquoise and tiny, on top of a crucifix that looks little and sapphire " * 4
+    pictures.side_by_side(["short", prompt], {"base": [plain("red")] * 2})
+    assert " ".join(drawn[1].split()) == prompt.strip()
+
+
 def test_any_prompt_can_be_drawn():
     prompts = ["costs $5 or $6_{x}", "雪の中の猫 " * 20, "x" * 500, "\u202egnp.exe", "two\nlines\there", "👩🏽‍🚀", ""]
     pictures.side_by_side(prompts, {"base": [plain("red")] * len(prompts)})

@@ -14,7 +14,7 @@ from torch import Tensor
 CELL = 256  # pixels
 COLUMNS = 4
 GAP, MARGIN, LABEL = 8, 16, 28
-TEXT_SIZE, TEXT_LINES, TEXT_COLUMNS = 14, 3, 34
+TEXT_SIZE, TEXT_LINES, TEXT_COLUMNS = 14, 16, 34  # lines: at most, for a prompt of 500 characters
 TICK_SIZE, TICK_LINE = 12, 16
 PAPER, INK, MUTED, HOLDS, FAILS = "#ffffff", "#1c2024", "#60666c", "#1f7a4d", "#b3392f"
 

@@ -13,6 +13,8 @@ from PIL import Image
 from transformers import CLIPTextModel
 
 from tests.evaluate.conftest import PROMPTS, write_curated, write_params
+from tests.machines import browser
+from tests.machines.browser import needs_browser
 from textcraftor.artifact import digest
 from textcraftor.cache.prepare import prepare
 from textcraftor.candidate import Candidate
@@ -80,6 +82,7 @@ def test_the_report_shows_both_sides(config, root, good, poor):
     assert "against base" in html
     assert "no prompt became worse" in html
     assert html.count("<rect") == 25 * 4  # a histogram for each judge and for diversity
+    assert "Its pictures show" in html and "Nothing that was measured is worse than the base." in html
     assert "plain prompts" in html
     assert "rich prompts" in html
     assert "the oracle ticks" in html
@@ -88,6 +91,15 @@ def test_the_report_shows_both_sides(config, root, good, poor):
     assert not re.search(r"(src|href)=\"(?!data:image/png;base64,)", html), "a report needs nothing beside itself"
     worse = page(run(config, root, "balanced", (poor.float() * 0).to(torch.uint8)))
     assert "no prompt became better" in worse
+
+
+@needs_browser
+def test_nothing_in_the_report_is_cut_at_any_width(config, root, good, poor):
+    run(config, root, "base", poor)
+    report = run(config, root, "balanced", good)
+    for measured in browser.measure(report / "report.html", *browser.WIDTHS):
+        assert not measured["cut"] and measured["wide"] <= int(measured["width"]), measured
+        assert measured["cells"] >= 4 * 6, "every judge's figures are in sight"
 
 
 def test_prompts_are_escaped_in_the_report(root):

@@ -62,6 +62,8 @@ def test_the_state_says_the_verdict_and_the_ui_shows_it(project: Path) -> None:
         shown = {a.key: a for a in client.read_artifacts(artifact_filter=ArtifactFilter(), limit=50)}
     assert "data:image/png;base64," in str(shown["grid-balanced"].data)
     assert "oracle" in str(shown["scores-balanced"].data)
+    assert "-5.0 points" in str(shown["claims-balanced"].data)
+    assert "Worse than the base: shape -5.0 points" in str(shown["verdict"].data)
     assert "oracle.delta" in str(shown["verdict"].data)
     assert promote(version=1).verdict == "promoted"
 
@@ -69,7 +71,7 @@ def test_the_state_says_the_verdict_and_the_ui_shows_it(project: Path) -> None:
 def test_a_gate_that_nobody_passes_promotes_nothing(project: Path) -> None:
     state = full(RunSettings(overrides={"train": {"steps": 1}}), return_state=True)
     assert (state.type.value, state.name) == ("COMPLETED", "Completed") and str(state.message).startswith("not promoted: ")
-    assert "balanced: oracle.delta = 0.0090, at least 0.0500" in str(state.message)
+    assert "balanced: oracle.delta = 0.009, at least 0.050" in str(state.message)
     assert not tracking.client().search_model_versions("name = 'textcraftor-tiny'")
 
 

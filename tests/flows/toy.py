@@ -85,6 +85,7 @@ def evaluate(name: str) -> None:
     report = DATA / "reports" / name
     report.mkdir(parents=True)
     write_json(report / "metrics.json", {"candidate": name, "base": "base", **figures(gain)})
+    write_json(report / "claims.json", claims(0 if name == "base" else CONFIG.train.steps))
     Image.new("RGB", (64, 32), "blue").save(report / "grid.png")
     (report / "report.html").write_text("<p>report</p>")
 
@@ -123,6 +124,12 @@ def figures(gain: float) -> dict[str, object]:
     judges = {judge: {**one, "trained_on": judge == "clip"} for judge in CONFIG.evaluate.judges}
     spread = {**one, "mean": 0.3, "base_mean": 0.3, "ratio": 1.0}
     return {"n_prompts": PROMPTS, "judges": judges, "diversity": spread}
+
+
+def claims(steps: int) -> dict[str, object]:
+    """Tuning gains colours and rich prompts, and loses shapes."""
+    up, down = {"held": 400 + steps, "of": 1000}, {"held": 400 - steps // 4, "of": 1000}
+    return {"kind": {"colour": up, "shape": down}, "language": {"rich": up}}
 
 
 def weights(name: str) -> str:

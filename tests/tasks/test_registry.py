@@ -1,6 +1,7 @@
 """Candidates become versions once; only proven versions are promoted and fetched."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -92,7 +93,7 @@ def test_fetch_returns_the_weights_that_were_judged(workspaces: dict[int, Worksp
     assert folder == fetch("1", config)
     trained = workspaces[200].folder / "data/encoders/balanced/text_encoder/model.safetensors"
     assert (folder / "text_encoder/model.safetensors").read_bytes() == trained.read_bytes()
-    assert "**Gate: passed.**" in (folder / "MODEL_CARD.md").read_text()
+    assert "gate: passed" in (folder / "MODEL_CARD.md").read_text()
 
 
 def test_without_a_version_the_way_to_one_is_named(workspaces: dict[int, Workspace], store: MlflowClient) -> None:
@@ -271,3 +272,35 @@ def test_no_password_in_messages_and_links(workspaces: dict[int, Workspace], mon
     with pytest.raises(RegistryUnavailable, match=r"MLflow at http://127\.0\.0\.1:9 now") as raised:
         fetch("champion", workspaces[200].config)
     assert "secret" not in str(raised.value)
+
+
+def test_a_card_says_first_what_it_gains_and_loses_and_shows_a_picture(
+    store: MlflowClient, workspaces: dict[int, Workspace]
+) -> None:
+    version = store.get_model_version(MODEL, str(enter(workspaces[200])))
+    card, run = str(version.description), str(version.run_id)
+    assert card.splitlines()[2].startswith("**Its pictures show 71% of what the prompts say, the base's 50%.** Worse than the")
+    assert version.tags["worse"] == "Worse than the base: shape -5.0 points." and version.tags["worse"] in card
+    assert f"](/get-artifact?path=candidate%2Fevidence%2Fgrid.png&run_uuid={run})" in card
+    assert f"/runs/{run}/artifacts/candidate/evidence/report.html" in card
+    assert "colour  " in card and "+20.0 points" in card
+    assert not re.search(r"\d\.\d{4}", card), "no more digits than mean something"
+    kept = Path(store.download_artifacts(run, "candidate/MODEL_CARD.md")).read_text(encoding="utf-8")
+    assert "](evidence/grid.png)" in kept and "](evidence/report.html)" in kept
+    assert store.get_run(run).data.tags["mlflow.note.content"] == card
+
+
+def test_before_anyone_decides_a_challenger_is_compared_with_the_champion(
+    store: MlflowClient, workspaces: dict[int, Workspace]
+) -> None:
+    config = workspaces[200].config
+    assert promote.fn(enter(workspaces[300]), config).worse == "Worse than the base: shape -7.5 points."
+    decision = challenge.fn(enter(workspaces[200]), config)
+    assert decision.verdict == "challenger" and decision.worse
+    assert "Against the champion, version 1: oracle may be worse (interval from -0." in decision.why
+    for _ in range(2):  # a later comparison takes the place of the earlier one
+        challenge.fn(2, config)
+        card = str(store.get_model_version(MODEL, "2").description)
+        assert card.count("**Against the champion, version 1.**") == 1
+        assert "champion.oracle.ci_low" in card and "NOT PASSED" in card
+    assert card.startswith("# textcraftor-tiny: balanced")

@@ -22,6 +22,7 @@ from textcraftor.artifact import write_json
 from textcraftor.config import MIN_PROMPTS
 from textcraftor.errors import ModelError
 from textcraftor.evaluate.claims import Counts, tick_claims
+from textcraftor.evaluate.figures import compare_claims, headline, interval, losses, number
 from textcraftor.evaluate.scores import DIVERSITY, ORACLE, Scores
 from textcraftor.evaluate.statistics import TIE, prompt_means
 from textcraftor.layout import BASE
@@ -108,7 +109,7 @@ def write_report(folder: Path, evaluation: Evaluation) -> None:
             pictures.save(evaluation.after_picture(prompt_id), folder / "images" / f"{prompt_id}.png")
     prompt_ids = list(evaluation.first_images)[:GRID_PROMPTS]
     pictures.save(_before_and_after(evaluation, prompt_ids), folder / "grid.png")
-    (folder / "report.html").write_text(_html(evaluation, folder / "grid.png"), encoding="utf-8")
+    (folder / "report.html").write_text(_html(evaluation), encoding="utf-8")
 
 
 def _before_and_after(evaluation: Evaluation, prompt_ids: Sequence[str]) -> Image.Image:
@@ -118,11 +119,11 @@ def _before_and_after(evaluation: Evaluation, prompt_ids: Sequence[str]) -> Imag
         rows[evaluation.scores.candidate] = [evaluation.after_picture(each) for each in prompt_ids]
     ticks = None
     if evaluation.claims is not None:
-        ticks = {label: tick_claims(pictures.to_tensor(images), prompts) for label, images in rows.items()}
+        ticks = {label: _ticks(prompts, images) for label, images in rows.items()}
     return pictures.side_by_side(prompts, rows, ticks)
 
 
-def _html(evaluation: Evaluation, grid_path: Path) -> str:
+def _html(evaluation: Evaluation) -> str:
     pages = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -131,16 +132,20 @@ def _html(evaluation: Evaluation, grid_path: Path) -> str:
         lstrip_blocks=True,
     )
     worst, best = _extremes(evaluation)
+    first = [_pair(evaluation, None, prompt_id) for prompt_id in list(evaluation.first_images)[:GRID_PROMPTS]]
+    claims = compare_claims(evaluation.claims, evaluation.base_claims)
     return pages.get_template("report.html.j2").render(
         name=evaluation.scores.candidate,
         is_base=evaluation.is_base,
         metrics=evaluation.metrics,
         images_per_prompt=len(evaluation.images) // evaluation.metrics["n_prompts"],
         rows=_table(evaluation),
-        grid=_data_uri(grid_path.read_bytes()),
-        grid_prompts=min(GRID_PROMPTS, len(evaluation.first_images)),
+        first=first,
+        grid_prompts=len(first),
         histograms=[] if evaluation.is_base else _histograms(evaluation),
-        claims=_claims(evaluation),
+        claims=claims,
+        headline=headline(evaluation.metrics, claims),
+        losses=losses(evaluation.metrics, claims),
         focus=evaluation.focus,
         worst=worst,
         best=best,
@@ -161,7 +166,15 @@ def _table(evaluation: Evaluation) -> list[dict[str, Any]]:
         spread = float(spreads[name])
         ends = [values[key] / spread if spread > 0 else 0.0 for key in ("ci_low", "delta", "ci_high")]
         note = "trained on" if values.get("trained_on") else "" if name == DIVERSITY else "held out"
-        rows.append({"name": name, "what": evaluation.judge_descriptions[name], "note": note, "ends": ends, **values})
+        shown = {
+            "base": number(values["base_mean"], values),
+            "mean": number(values["mean"], values),
+            "delta": number(values["delta"], values, signed=True),
+            "interval": interval(values),
+        }
+        rows.append(
+            {"name": name, "what": evaluation.judge_descriptions[name], "note": note, "ends": ends, "shown": shown, **values}
+        )
     reach = max(0.1, *(abs(end) for row in rows for end in row["ends"])) * 1.05
     for row in rows:
         row["low"], row["at"], row["high"] = ((end / reach + 1) / 2 for end in row["ends"])
@@ -189,26 +202,6 @@ def _histograms(evaluation: Evaluation) -> list[dict[str, Any]]:
     return histograms
 
 
-def _claims(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Shares of claims that hold, of base and candidate: a row for each kind of claim, then for each language."""
-    if evaluation.claims is None or evaluation.base_claims is None:
-        return []
-    return [
-        {
-            "name": name if axis == "kind" else f"all, {name} prompts",
-            "of": count["of"],
-            "base": _share(evaluation.base_claims[axis][name]),
-            "candidate": _share(count),
-        }
-        for axis, names in evaluation.claims.items()
-        for name, count in names.items()
-    ]
-
-
-def _share(count: Mapping[str, int]) -> float:
-    return count["held"] / count["of"]
-
-
 def _extremes(evaluation: Evaluation) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The prompts that lost and gained most under the focus judge, with both images; without those that did not change."""
     if evaluation.is_base:
@@ -220,14 +213,25 @@ def _extremes(evaluation: Evaluation) -> tuple[list[dict[str, Any]], list[dict[s
     return [_pair(evaluation, *each) for each in worst], [_pair(evaluation, *each) for each in best]
 
 
-def _pair(evaluation: Evaluation, delta: float, prompt_id: str) -> dict[str, Any]:
+def _pair(evaluation: Evaluation, delta: float | None, prompt_id: str) -> dict[str, Any]:
+    """A prompt's first image by base and candidate. delta: its change under the focus judge, None where none is shown."""
     before, after = evaluation.before_picture(prompt_id), evaluation.after_picture(prompt_id)
+    prompt = evaluation.first_images[prompt_id][0]
+    before_ticks, after_ticks = _ticks([prompt, prompt], [before, after]) if evaluation.claims is not None else ((), ())
     return {
-        "prompt": evaluation.first_images[prompt_id][0],
+        "prompt": prompt,
         "delta": delta,
+        "shown": "" if delta is None else number(delta, evaluation.metrics["judges"][evaluation.focus], signed=True),
         "before": _data_uri(_png(before)),
         "after": _data_uri(_png(after)),
+        "before_ticks": before_ticks,
+        "after_ticks": after_ticks,
     }
+
+
+def _ticks(prompts: Sequence[str], images: Sequence[Image.Image]) -> Sequence[Sequence[pictures.Tick]]:
+    """The claims of each prompt, and whether its image holds them."""
+    return tick_claims(pictures.to_tensor(images), prompts)
 
 
 def _png(image: Image.Image) -> bytes:
