@@ -60,6 +60,15 @@ def test_every_field_of_the_configuration_is_read_by_a_stage() -> None:
     assert not read & (NO_STAGE | ELSEWHERE)
 
 
+def test_the_checkpoint_interval_retrains_no_finished_mix(tmp_path: Path) -> None:
+    def train(**settings: object) -> object:
+        run = config.load("none", {"train": settings}, profile="tiny")
+        return resolve_sections(run, ROOT, DigestCache(tmp_path / "digests.json"))["train"]
+
+    assert train(checkpoint_every=7, checkpoint_minutes=3) == train()
+    assert train(steps=7) != train()
+
+
 def test_every_dependency_is_an_output_or_shipped() -> None:
     outs = [Path(out if isinstance(out, str) else next(iter(out))) for stage in STAGES.values() for out in stage["outs"]]
     for name, stage in STAGES.items():

@@ -2,7 +2,8 @@
 
 DVC compares parameters, not the files that they name: weights replaced at the same path would leave every stage up to date.
 So `textcraftor resolve` runs first in every `dvc repro` and writes data/resolved.json, whose sections the stages list.
-Fields that neither profile nor params.yaml set are left out: a field that the library gains reruns nothing.
+Fields that neither profile nor params.yaml set are left out: a field that the library gains reruns nothing. So are those that
+say when checkpoints are written.
 """
 
 import hashlib
@@ -13,6 +14,8 @@ from typing import Any
 from textcraftor.artifact import digest, write_json
 from textcraftor.config import MATRIX, Config, Section, named_files
 from textcraftor.layout import DIGESTS, RESOLVED
+
+WITHOUT_EFFECT = {"checkpoint_every", "checkpoint_minutes"}  # on a finished stage
 
 
 def write_resolved(config: Config, root: Path) -> Path:
@@ -81,7 +84,7 @@ class DigestCache:
 
 def _with_digests(section: Section, root: Path, digests: DigestCache) -> dict[str, Any]:
     """The fields that profile and params.yaml set; the path of a file that exists is followed by its digest."""
-    fields: dict[str, Any] = section.model_dump(mode="json", exclude_unset=True)
+    fields: dict[str, Any] = section.model_dump(mode="json", exclude_unset=True, exclude=WITHOUT_EFFECT)
     for (*parents, name), path in named_files(section):
         if (root / path).exists():
             holder: Any = fields
