@@ -31,6 +31,15 @@ class EvaluateConfig(Section):
         (), description="of the judges, those whose weights no mix may train on; the gate needs a rule on one of them"
     )
     diversity_judge: str = Field("clip", description="the reward whose image features measure diversity")
+    baseline_prompts: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="first held-out prompts on which the cheap rivals of tuning are drawn, one image each: the base at its "
+        "best guidance scale and, in the tiny world, reworded prompts. 0: none",
+    )
+    guidance_scales: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (3.0, 5.0, 10.0),
+        description="scales tried for the base beside chain.guidance_scale, on train prompts, half as many as baseline_prompts",
+    )
     bootstrap: Positive = Field(10_000, description="resamples of the prompts")
     seed: int = 0
 

@@ -51,6 +51,27 @@ def score(
     return plan.with_columns(series)
 
 
+def judge_images(
+    images: Tensor,
+    prompts: Sequence[str],
+    judges: Sequence[str],
+    load: Callable[[str], Reward],
+    device: torch.device | str,
+    batch_size: int,
+) -> dict[str, Tensor]:
+    """judge -> (N,) float64, for images that are no part of an evaluation's plan: one for each prompt.
+
+    judges: the oracle, and rewards by name.
+    """
+    batches, columns = Batches(len(prompts), batch_size), {}
+    for name in judges:
+        if name == ORACLE:
+            columns[name] = _score_by_oracle(name, images, prompts, batches, 1)
+        else:
+            columns[name] = _score_own_prompts(load(name), images, prompts, batches, device)
+    return columns
+
+
 def diversity(features: Tensor, images_per_prompt: int) -> Tensor:
     """Mean pairwise cosine distance between the images of one prompt; 0 when all are the same image.
 

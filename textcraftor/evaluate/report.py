@@ -13,6 +13,7 @@ from typing import Any
 
 import jinja2
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -21,6 +22,7 @@ from textcraftor import pictures
 from textcraftor.artifact import write_json
 from textcraftor.config import MIN_PROMPTS
 from textcraftor.errors import ModelError
+from textcraftor.evaluate.baselines import Baselines
 from textcraftor.evaluate.claims import Counts, tick_claims
 from textcraftor.evaluate.figures import compare_claims, headline, interval, losses, number
 from textcraftor.evaluate.scores import DIVERSITY, ORACLE, Scores
@@ -40,7 +42,7 @@ class Evaluation:
     scores, base_scores: tables of the same prompts and noise.  metrics: result of `statistics.compare`, with both names.
     images: (N, 3, H, W) uint8 in the table's order.  base_images: folder of the base's images, PROMPT_ID.png.
     claims, base_claims: results of `claims.count_claims`, or None where the oracle does not judge.
-    judge_descriptions: what each column is, in words.
+    judge_descriptions: what each column is, in words.  baselines: the cheap rivals, where they were drawn.
     """
 
     scores: Scores
@@ -51,6 +53,7 @@ class Evaluation:
     claims: Mapping[str, Counts] | None
     base_claims: Mapping[str, Counts] | None
     judge_descriptions: Mapping[str, str]
+    baselines: Baselines | None = None
 
     @property
     def is_base(self) -> bool:
@@ -103,6 +106,10 @@ def write_report(folder: Path, evaluation: Evaluation) -> None:
     write_json(folder / "metrics.json", evaluation.metrics)
     if evaluation.claims is not None:
         write_json(folder / "claims.json", evaluation.claims)
+    if evaluation.is_base and evaluation.baselines:
+        evaluation.baselines.write(folder)
+    if rivals := _rivals(evaluation):
+        write_json(folder / "rivals.json", rivals)
     if evaluation.is_base:
         (folder / "images").mkdir()
         for prompt_id in evaluation.first_images:
@@ -114,13 +121,20 @@ def write_report(folder: Path, evaluation: Evaluation) -> None:
 
 def _before_and_after(evaluation: Evaluation, prompt_ids: Sequence[str]) -> Image.Image:
     prompts = [evaluation.first_images[each][0] for each in prompt_ids]
-    rows = {BASE: [evaluation.before_picture(each) for each in prompt_ids]}
-    if not evaluation.is_base:
-        rows[evaluation.scores.candidate] = [evaluation.after_picture(each) for each in prompt_ids]
+    columns = [_first_pictures(evaluation, each) for each in prompt_ids]
+    rows = {label: [column[label] for column in columns] for label in columns[0]}
     ticks = None
     if evaluation.claims is not None:
         ticks = {label: _ticks(prompts, images) for label, images in rows.items()}
     return pictures.side_by_side(prompts, rows, ticks)
+
+
+def _first_pictures(evaluation: Evaluation, prompt_id: str) -> dict[str, Image.Image]:
+    """A prompt's first image by each model: base, cheap rivals where they were drawn for this prompt, candidate."""
+    images = {BASE: evaluation.before_picture(prompt_id)}
+    drawn = evaluation.baselines.pictures if evaluation.baselines else {}
+    images |= {name: of_prompts[prompt_id] for name, of_prompts in drawn.items() if prompt_id in of_prompts}
+    return images if evaluation.is_base else {**images, evaluation.scores.candidate: evaluation.after_picture(prompt_id)}
 
 
 def _html(evaluation: Evaluation) -> str:
@@ -144,6 +158,7 @@ def _html(evaluation: Evaluation) -> str:
         grid_prompts=len(first),
         histograms=[] if evaluation.is_base else _histograms(evaluation),
         claims=claims,
+        rivals=_rivals(evaluation),
         headline=headline(evaluation.metrics, claims),
         losses=losses(evaluation.metrics, claims),
         focus=evaluation.focus,
@@ -202,6 +217,27 @@ def _histograms(evaluation: Evaluation) -> list[dict[str, Any]]:
     return histograms
 
 
+def _rivals(evaluation: Evaluation) -> dict[str, Any]:
+    """Means of the held-out judges over the first image of the first prompts: base, each cheap rival, candidate.
+
+    {prompts, guidance: {best, tried, chosen_by}, judges: {JUDGE: {MODEL: mean}}}; empty where no rivals were drawn.
+    """
+    drawn = evaluation.baselines
+    if drawn is None or not drawn.names:
+        return {}
+    judges = [name for name in drawn.table.columns if name in evaluation.scores.judges]
+    sides = {BASE: evaluation.base_scores.table, evaluation.scores.candidate: evaluation.scores.table}
+    keys = drawn.table["prompt_id"].unique()
+    means = {name: table.filter(pl.col("prompt_id").is_in(keys.implode()), image_index=0) for name, table in sides.items()}
+
+    def of(judge: str) -> dict[str, float]:
+        ours = {name: float(table[judge].to_numpy().mean()) for name, table in means.items()}
+        return {BASE: ours.pop(BASE), **drawn.means(judge), **ours}
+
+    guidance = {"best": drawn.guidance_scale, "tried": drawn.tried, "chosen_by": drawn.chosen_by}
+    return {"prompts": len(keys), "guidance": guidance, "judges": {judge: of(judge) for judge in judges}}
+
+
 def _extremes(evaluation: Evaluation) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The prompts that lost and gained most under the focus judge, with both images; without those that did not change."""
     if evaluation.is_base:
@@ -214,18 +250,17 @@ def _extremes(evaluation: Evaluation) -> tuple[list[dict[str, Any]], list[dict[s
 
 
 def _pair(evaluation: Evaluation, delta: float | None, prompt_id: str) -> dict[str, Any]:
-    """A prompt's first image by base and candidate. delta: its change under the focus judge, None where none is shown."""
-    before, after = evaluation.before_picture(prompt_id), evaluation.after_picture(prompt_id)
-    prompt = evaluation.first_images[prompt_id][0]
-    before_ticks, after_ticks = _ticks([prompt, prompt], [before, after]) if evaluation.claims is not None else ((), ())
+    """A prompt's first image by each model. delta: the candidate's change under the focus judge, None where none is shown."""
+    images, prompt = _first_pictures(evaluation, prompt_id), evaluation.first_images[prompt_id][0]
+    ticks = _ticks([prompt] * len(images), list(images.values())) if evaluation.claims is not None else [()] * len(images)
     return {
         "prompt": prompt,
         "delta": delta,
         "shown": "" if delta is None else number(delta, evaluation.metrics["judges"][evaluation.focus], signed=True),
-        "before": _data_uri(_png(before)),
-        "after": _data_uri(_png(after)),
-        "before_ticks": before_ticks,
-        "after_ticks": after_ticks,
+        "images": [
+            {"model": model, "source": _data_uri(_png(image)), "ticks": each}
+            for (model, image), each in zip(images.items(), ticks, strict=True)
+        ],
     }
 
 

@@ -15,12 +15,13 @@ from textcraftor.chain.sampler import Sampler
 from textcraftor.config import MATRIX, ORACLE_JUDGES, BaseConfig, Config
 from textcraftor.distributed import data_parallel
 from textcraftor.errors import ModelError, PromptError, unknown
+from textcraftor.evaluate.baselines import Baselines, draw
 from textcraftor.evaluate.batches import Batches
 from textcraftor.evaluate.claims import Counts, count_claims
 from textcraftor.evaluate.generation import generate_images, plan
 from textcraftor.evaluate.judging import score
 from textcraftor.evaluate.provenance import comparable_settings, scores_proof, trained_on, weights_record
-from textcraftor.evaluate.report import Evaluation, write_report
+from textcraftor.evaluate.report import GRID_PROMPTS, Evaluation, write_report
 from textcraftor.evaluate.scores import DIVERSITY, ORACLE, Scores
 from textcraftor.evaluate.statistics import compare
 from textcraftor.layout import BASE, report_folder, scores_file
@@ -46,7 +47,14 @@ def evaluate(config: Config, candidate: str, root: Path, device: torch.device) -
     base = None if candidate == BASE else _base_scores(config, root, rows)
     model = Candidate.find(candidate, root)
     images = _generate(config, model, root, rows, device, batches)
-    return measure(config, model, root, rows, images, base, lambda name: _judge(config, name, root, device), device, batches)
+
+    def load(name: str) -> Reward:
+        return _judge(config, name, root, device)
+
+    baselines = None
+    if base is None and config.evaluate.baseline_prompts and batches.work.rank == 0:
+        baselines = draw(config, root, load_base(config.base.at(root), device), rows, GRID_PROMPTS, load, device)
+    return measure(config, model, root, rows, images, base, load, device, batches, baselines)
 
 
 def measure(
@@ -59,11 +67,13 @@ def measure(
     load: Callable[[str], Reward],
     device: torch.device | str = "cpu",
     batches: Batches | None = None,
+    baselines: Baselines | None = None,
 ) -> Path:
     """Score the images of one candidate, compare them with the base's and write the report.
 
     images: (N, 3, H, W) uint8 in the order of `rows`; with several processes, those of this process's `batches`.
-    base: the base's scores; None when the candidate is the base.  load: returns a judge by name.
+    base: the base's scores; None when the candidate is the base.  load: returns a judge by name.  baselines: drawn with the
+    base, whose report keeps them for the candidates' reports.
     """
     settings, report = config.evaluate, root / report_folder(model.name)
     batches = batches or Batches(rows.height, settings.batch_size)
@@ -95,6 +105,7 @@ def measure(
         claims=claims,
         base_claims=claims if base is None or claims is None else _base_claims(root),
         judge_descriptions=_judge_descriptions(config),
+        baselines=baselines if base is None else Baselines.read(root / report_folder(BASE)),
     )
     with written_aside(report) as aside:
         write_report(aside, evaluation)
