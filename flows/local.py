@@ -23,7 +23,9 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from flows.servers import SHELL_FILE, Servers, ServersError, choose_ports, exclusive, prefect_folder, reached, running
+from flows.environment import prefect_folder
+from flows.ports import ServersError, choose_ports
+from flows.servers import SHELL_FILE, Servers, exclusive, reached, running
 from tasks import guard
 from tasks.links import model_page, runs_page
 from textcraftor.config import load

@@ -10,64 +10,21 @@ import fcntl
 import http.client
 import json
 import os
-import shlex
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import quote
 
+from flows.environment import environment, prefect_folder, shell_lines, silence_analytics
+from flows.ports import HOST, Ports, ServersError, choose_ports
 from tasks import guard
-from tasks.environment import OUTSIDE, grace_seconds, on_loopback
-from textcraftor.errors import UserError
+from tasks.environment import grace_seconds
 
-HOST = "127.0.0.1"
 START_TIMEOUT = 600.0  # seconds; 10 are usual, minutes on a machine busy with training
 SHELL_FILE = "env"  # in .textcraftor/, while the servers run
-PREFERRED = {"prefect": 4200, "mlflow": 5000}  # their usual ports, so that links and shells of yesterday still fit
-
-
-class ServersError(UserError):
-    """A server cannot be started: a port is taken, another run holds the project, or the server died."""
-
-
-@dataclass(frozen=True)
-class Ports:
-    """Ports of the two servers."""
-
-    prefect: int
-    mlflow: int
-
-    @property
-    def prefect_url(self) -> str:
-        return f"http://{HOST}:{self.prefect}"
-
-    @property
-    def mlflow_url(self) -> str:
-        return f"http://{HOST}:{self.mlflow}"
-
-
-def choose_ports(environment: Mapping[str, str]) -> Ports:
-    """The usual ports or, where one is taken, a free one; or those that PREFECT_PORT (or PORT) and MLFLOW_PORT fix.
-
-    Raises ServersError when a fixed port is not a port number, is taken, or is given twice.
-    """
-    fixed = {
-        "prefect": environment.get("PREFECT_PORT") or environment.get("PORT"),
-        "mlflow": environment.get("MLFLOW_PORT"),
-    }
-    if fixed["prefect"] and fixed["prefect"] == fixed["mlflow"]:
-        raise ServersError(f"Port {fixed['mlflow']} cannot be used for both servers. Give two, or none for free ones")
-    with contextlib.ExitStack() as sockets:  # all open at once, so that the ports differ
-        return Ports(
-            **{
-                name: _find_port(name, fixed_port, sockets)
-                for name, fixed_port in sorted(fixed.items(), key=lambda f: not f[1])
-            }
-        )
 
 
 @contextlib.contextmanager
@@ -111,6 +68,7 @@ def running(root: Path, home: Path, ports: Ports) -> Iterator["Servers"]:
         servers.start("mlflow", ["mlflow", "server", *mlflow_options(home / "mlflow", ports.mlflow)])
         servers.wait_for("prefect", ports.prefect, "/api/health")
         servers.wait_for("mlflow", ports.mlflow, "/health")
+        silence_analytics(prefect_folder(home) / "ui")
         # Before the worker starts, which would take up again what an earlier one left unfinished.
         servers.run("flows.deploy", str(root))
         worker_command = ["prefect", "worker", "start", "--pool", "textcraftor", "--type", "process", "--name", "local"]
@@ -187,71 +145,6 @@ class Servers:
         return self.home / "logs" / f"{name}.log"
 
 
-def environment(root: Path, home: Path, ports: Ports) -> dict[str, str]:
-    """The environment of servers and clients, without the settings of any other Prefect or MLflow that the user has."""
-    kept = ("PREFECT_TASK_RUNNER_", "PREFECT_LOGGING_")
-    inherited = {
-        name: value
-        for name, value in on_loopback(os.environ).items()
-        if not name.startswith(("PREFECT_", "MLFLOW_")) or name.startswith(kept)
-    }
-    template = Path(__file__).resolve().parents[1] / "mlflow/server.env"
-    lines = [line.split("=", 1) for line in template.read_text(encoding="utf-8").splitlines() if line and line[0] != "#"]
-    folder = prefect_folder(home)
-    return {
-        **inherited,
-        **dict(lines),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{inherited.get('PATH', os.defpath)}",
-        "PYTHONPATH": os.pathsep.join(filter(None, (str(root), inherited.get("PYTHONPATH")))),
-        "PREFECT_HOME": str(folder),
-        "PREFECT_PROFILE": "ephemeral",  # Prefect's name of the profile without settings
-        "PREFECT_API_URL": f"{ports.prefect_url}/api",
-        # Said although these are the defaults, because a file of settings would give way to nothing less.
-        "PREFECT_API_KEY": "",
-        "PREFECT_API_AUTH_STRING": "",
-        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder / 'prefect.db'}",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        # SQLite has one writer: on a machine busy with training others may wait for it.
-        "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
-        "PREFECT_SERVER_DATABASE_CONNECTION_TIMEOUT": "60",
-        "PREFECT_WORKER_QUERY_SECONDS": "2",
-        # Both are needed for `--watch` to show the output of the stages.
-        "PREFECT_SERVER_LOGS_STREAM_OUT_ENABLED": "true",
-        "PREFECT_SERVER_LOGS_STREAM_PUBLISHING_ENABLED": "true",
-        "MLFLOW_TRACKING_URI": ports.mlflow_url,
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
-    }
-
-
-def shell_lines(env: Mapping[str, str]) -> str:
-    """Lines for another shell to `source`, so that its `prefect` talks to these servers."""
-    names = sorted(name for name in env if name.startswith(("PREFECT_API_", "PREFECT_HOME", "PREFECT_PROFILE")))
-    exports = [f"export {name}={shlex.quote(env[name])}" for name in names]
-    hosts = f'export NO_PROXY={env["NO_PROXY"]}"${{NO_PROXY:+,$NO_PROXY}}"'
-    outside = {name.removeprefix(OUTSIDE) for name in env if name.startswith(OUTSIDE)}
-    unusable = [] if _client_can_be_made() else [f"unset {' '.join(sorted(outside))}"]
-    path = f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"'
-    return "\n".join([*unusable, *exports, hosts, path, ""])
-
-
-def _client_can_be_made() -> bool:
-    """Whether Prefect's HTTP client takes the proxies and certificates that the user's shell names."""
-    import httpx
-
-    try:
-        httpx.Client().close()
-    except (ImportError, ValueError, OSError, httpx.InvalidURL):
-        return False
-    return True
-
-
-def prefect_folder(home: Path) -> Path:
-    """Prefect's own folder, in which its processes run; made if it is not there."""
-    folder = home / "prefect"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 def mlflow_options(store: Path, port: int) -> list[str]:
     """Options of the MLflow server: its data lie in `store`, artifacts are served by the server alone."""
     (store / "artifacts").mkdir(parents=True, exist_ok=True)
@@ -260,22 +153,6 @@ def mlflow_options(store: Path, port: int) -> list[str]:
         *("--backend-store-uri", f"sqlite:///{store / 'mlflow.db'}"),
         *("--artifacts-destination", (store / "artifacts").as_uri()),
     ]
-
-
-def _find_port(name: str, fixed: str | None, sockets: contextlib.ExitStack) -> int:
-    """A port that the probe, which stays open in `sockets`, could bind."""
-    variable = f"{name.upper()}_PORT"
-    if fixed and not (fixed.isdecimal() and 1 <= int(fixed) <= 65535):
-        raise ServersError(f"{variable}={fixed} is not a port. Give a number from 1 to 65535, or none for a free one")
-    for port in [int(fixed)] if fixed else [PREFERRED[name], 0]:
-        probe = sockets.enter_context(socket.socket())
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-            return int(probe.getsockname()[1])
-        except OSError as error:
-            problem = error.strerror
-    raise ServersError(f"{variable}={fixed} cannot be used ({problem}). Give another one, or none for a free one")
 
 
 def _get(port: int, path: str) -> bytes | None:

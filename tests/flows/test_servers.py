@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from flows import local, servers
-from flows.servers import ServersError, choose_ports, environment, exclusive
+from flows import local, ports
+from flows.environment import environment, silence_analytics
+from flows.ports import ServersError, choose_ports
+from flows.servers import exclusive
 from textcraftor.errors import PromptError
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +24,7 @@ def test_free_ports_differ() -> None:
 
 def test_the_usual_ports_are_used_where_they_are_free(monkeypatch: pytest.MonkeyPatch) -> None:
     usual = choose_ports({})
-    monkeypatch.setattr(servers, "PREFERRED", {"prefect": usual.prefect, "mlflow": usual.mlflow})
+    monkeypatch.setattr(ports, "PREFERRED", {"prefect": usual.prefect, "mlflow": usual.mlflow})
     assert choose_ports({}) == usual
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", usual.mlflow))
@@ -76,6 +78,15 @@ def test_settings_of_other_servers_are_left_out(monkeypatch: pytest.MonkeyPatch,
     assert made["NO_PROXY"] == made["no_proxy"] == "127.0.0.1,localhost"
     assert made["PREFECT_TASK_RUNNER_THREAD_POOL_MAX_WORKERS"] == "1"
     assert made["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
+
+
+def test_the_ui_calls_no_analytics_service(tmp_path: Path) -> None:
+    script = tmp_path / "v2/assets/index.js"
+    script.parent.mkdir(parents=True)
+    script.write_text('a="https://sr-client-cfg.amplitude.com/config",b="https://amplitude.com/x",c="https://docs.prefect.io"')
+    for _ in range(2):
+        silence_analytics(tmp_path)
+        assert script.read_text() == 'a="http://127.0.0.1:9/config",b="http://127.0.0.1:9/x",c="https://docs.prefect.io"'
 
 
 def test_settings_come_from_the_command_line(tmp_path: Path) -> None:

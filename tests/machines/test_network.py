@@ -12,7 +12,8 @@ import huggingface_hub
 import pytest
 import requests
 
-from flows.servers import choose_ports, environment, shell_lines
+from flows.environment import environment, shell_lines
+from flows.ports import choose_ports
 from tasks.environment import stage_environment
 from textcraftor.config import BaseConfig
 from textcraftor.errors import UserError
