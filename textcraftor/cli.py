@@ -281,7 +281,7 @@ def tiny_build(
     seed: int = 0,
     device: Device = "auto",
 ) -> None:
-    """Train the embedded base model and its rewards from scratch (about an hour and a half on two cores)."""
+    """Train the embedded base model and its rewards from scratch (a night on two cores)."""
     from textcraftor.tiny.recipe.build import build
 
     typer.echo(f"made: {', '.join(build(out, work, seed=seed, device=device)) or 'nothing, all is there'}")

@@ -16,29 +16,28 @@ from textcraftor.tiny.recipe.build import STEPS, RecipeSettings, build
 from textcraftor.tiny.recipe.contrastive import ATTRIBUTES, scene_attributes
 from textcraftor.tiny.recipe.degradation import degrade
 from textcraftor.tiny.recipe.files import replace_folder
-from textcraftor.tiny.recipe.fit import Schedule, fit, generator
-from textcraftor.tiny.recipe.preferences import GROUP_H, fidelity, sample_preferences
+from textcraftor.tiny.recipe.fit import MatrixMuon, Schedule, fit, generator
+from textcraftor.tiny.recipe.preferences import GROUP_H, fidelity, sample_rendered_pairs
 from textcraftor.tiny.scenes import Scene, change_one_attribute
 
 CPU = torch.device("cpu")
 
 
-def toy_schedule(batch: int = 4) -> Schedule:
-    return Schedule(steps=2, batch=batch, peak_lr=1e-3, ema=0.9, save_every=1)
+def toy_schedule(batch: int = 4, steps: int = 2) -> Schedule:
+    return Schedule(steps=steps, batch=batch, peak_lr=1e-3, ema=0.9, save_every=1)
 
 
 TOY_SETTINGS = RecipeSettings(
     training_images=8,
+    drawn_prompts=2,
+    drawing_steps=1,
     validation_prompts=8,
     autoencoder=toy_schedule(2),
-    autoencoder_objects=toy_schedule(2),
     autoencoder_decoder=toy_schedule(2),
     text_encoder=toy_schedule(),
-    unet_third=toy_schedule(),
-    unet_second=toy_schedule(),
-    unet_first=toy_schedule(),
+    unet=toy_schedule(steps=4),  # the base is kept after each of three parts of them
     towers=toy_schedule(),
-    clip_fine_tuning=toy_schedule(),
+    fine_tuning=toy_schedule(),
     preferences=toy_schedule(),
     aesthetic=toy_schedule(),
 )
@@ -65,7 +64,7 @@ def test_build_makes_every_artifact_once(tmp_path: Path) -> None:
 
 
 def test_weights_depend_on_the_seed_alone(tmp_path: Path) -> None:
-    step = ["rewards/heldout"]
+    step = ["rewards/aesthetic"]
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         assert build(tmp_path / name, tmp_path / f"work-{name}", seed, "cpu", step, TOY_SETTINGS) == step
     a, b, c = (read_weights(tmp_path / name) for name in "abc")
@@ -91,8 +90,9 @@ def regression() -> tuple[nn.Module, Callable[[np.random.Generator], Tensor]]:
     return model, loss_at
 
 
-def test_fit_resumes_to_the_same_weights(tmp_path: Path) -> None:
-    schedule = Schedule(steps=12, batch=16, peak_lr=1e-2, ema=0.9, save_every=4)
+@pytest.mark.parametrize("muon_lr", [0.0, 1e-2])
+def test_fit_resumes_to_the_same_weights(tmp_path: Path, muon_lr: float) -> None:
+    schedule = Schedule(steps=12, batch=16, peak_lr=1e-2, muon_lr=muon_lr, ema=0.9, save_every=4)
     uninterrupted, loss_at = regression()
     fit("toy", uninterrupted, loss_at, schedule, tmp_path / "uninterrupted.pt", seed=0)
 
@@ -114,6 +114,19 @@ def test_fit_resumes_to_the_same_weights(tmp_path: Path) -> None:
         assert torch.equal(expected, got)
 
 
+def test_muon_moves_convolutions_too() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.GroupNorm(1, 4))
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    model(torch.randn(2, 2, 5, 5)).square().mean().backward()
+    muon = MatrixMuon([model[0].weight], lr=1e-2, weight_decay=0.0)
+    muon.step()
+    moved = [not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True)]
+    assert moved == [True, False, False, False]
+    change = (model[0].weight - before[0]).flatten(1)
+    assert torch.linalg.svdvals(change).max() < 2 * torch.linalg.svdvals(change).min(), "Muon's steps are nearly orthogonal"
+
+
 def test_fit_reduces_the_loss_and_stops_at_a_nan_gradient(tmp_path: Path) -> None:
     model, loss_at = regression()
     before = loss_at(generator(1, "probe")).item()
@@ -125,7 +138,7 @@ def test_fit_reduces_the_loss_and_stops_at_a_nan_gradient(tmp_path: Path) -> Non
 
 
 def test_hard_negatives_have_other_attributes() -> None:
-    batch = batches.sample_with_negatives(64, np.random.default_rng(0))
+    batch = batches.with_negatives(batches.sample_scenes(32, rng := np.random.default_rng(0)), rng)
     attributes = scene_attributes(batch)
     assert attributes.shape == (64, ATTRIBUTES)
     assert (attributes[:32] != attributes[32:]).any(1).all()
@@ -158,7 +171,7 @@ def test_fidelity_and_preference_pairs() -> None:
     scene = batches.sample_scenes(1, rng)[0]
     assert fidelity(scene, scene) == 1
     assert 0.5 < fidelity(change_one_attribute(scene, rng), scene) < 1
-    pairs = sample_preferences(GROUP_H, 200, rng, CPU)
+    pairs = sample_rendered_pairs(GROUP_H, 200, rng, CPU)
     assert pairs.images.shape == (200, 2, 3, 64, 64)
     assert 70 < int(pairs.chosen.sum()) < 130
 

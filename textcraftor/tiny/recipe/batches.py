@@ -26,10 +26,9 @@ def sample_scenes(count: int, rng: np.random.Generator) -> list[Scene]:
     return [sample_scene(rng) for _ in range(count)]
 
 
-def sample_with_negatives(count: int, rng: np.random.Generator) -> list[Scene]:
-    """`count // 2` scenes, followed by a hard negative of each: the same scene with one attribute changed."""
-    half = sample_scenes(count // 2, rng)
-    return half + [change_one_attribute(scene, rng) for scene in half]
+def with_negatives(scenes: Sequence[Scene], rng: np.random.Generator) -> list[Scene]:
+    """The scenes, followed by a hard negative of each: the same scene with one attribute changed."""
+    return [*scenes, *(change_one_attribute(scene, rng) for scene in scenes)]
 
 
 def sample_captions(

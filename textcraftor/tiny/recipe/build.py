@@ -15,13 +15,14 @@ from textcraftor.errors import UserError, unknown
 from textcraftor.tiny.recipe import aesthetic, contrastive, export, preferences, towers, unet, vae
 from textcraftor.tiny.recipe.card import write_card
 from textcraftor.tiny.recipe.contrastive import CaptionMix, train_contrastive
+from textcraftor.tiny.recipe.drawings import Drawings, make_drawings
 from textcraftor.tiny.recipe.files import replace_folder
 from textcraftor.tiny.recipe.fit import Schedule
 from textcraftor.tiny.recipe.preferences import GROUP_H, GROUP_P, train_preferences
 from textcraftor.tiny.recipe.tokenizer import new_tokenizer
 
 BASE_TEXT: Final = {"layers": 3, "width": 128, "heads": 4, "mlp_ratio": 4.0}
-BASE_CAPTIONS: Final = CaptionMix(rich=unet.RICH_FRACTION, wrong=unet.WRONG_FRACTION)
+BASE_CAPTIONS: Final = CaptionMix(rich=0.12, wrong=unet.WRONG_FRACTION)
 # A model's seed is the recipe's seed plus its index here: no two models see the same images. Append only.
 MODELS: Final = ("vae", "text_encoder", "unet", "clip", "hpsv2", "pickscore", "heldout", "aesthetic", "vae_decoder")
 
@@ -30,20 +31,20 @@ MODELS: Final = ("vae", "text_encoder", "unet", "clip", "hpsv2", "pickscore", "h
 class RecipeSettings:
     """How long each model trains.  The defaults made the weights that ship; tests use a few steps.
 
-    training_images: of the UNet.  validation_prompts: of the model card's figures.
+    training_images: of the UNet.  drawn_prompts: prompts of a reward's drawings, four images each.  drawing_steps: of their
+    sampler.  validation_prompts: of the model card's figures.
     """
 
     training_images: int = unet.TRAINING_IMAGES
+    drawn_prompts: int = 2400
+    drawing_steps: int = 15
     validation_prompts: int = 512
     autoencoder: Schedule = vae.SCHEDULE
-    autoencoder_objects: Schedule = vae.OBJECT_SCHEDULE
     autoencoder_decoder: Schedule = vae.DECODER_SCHEDULE
     text_encoder: Schedule = field(default_factory=lambda: replace(contrastive.SCHEDULE, steps=900))
-    unet_first: Schedule = unet.SCHEDULE
-    unet_second: Schedule = unet.SECOND_SCHEDULE
-    unet_third: Schedule = unet.THIRD_SCHEDULE
+    unet: Schedule = unet.SCHEDULE
     towers: Schedule = contrastive.SCHEDULE
-    clip_fine_tuning: Schedule = contrastive.FINE_TUNING_SCHEDULE
+    fine_tuning: Schedule = contrastive.FINE_TUNING_SCHEDULE
     preferences: Schedule = preferences.SCHEDULE
     aesthetic: Schedule = aesthetic.SCHEDULE
 
@@ -70,14 +71,14 @@ class RecipeBuilder:
         if not folder.exists():
             seed = self.seed_torch("vae")
             model = vae.new_vae().to(self.device)
-            vae.train_vae(model, self.work, seed, self.settings.autoencoder, self.settings.autoencoder_objects)
+            vae.train_vae(model, self.work, seed, self.settings.autoencoder)
             with replace_folder(folder) as temporary:
                 model.save_pretrained(temporary)
         loaded: AutoencoderKL = AutoencoderKL.from_pretrained(folder).to(self.device).eval()
         return loaded.requires_grad_(False)
 
     def text_encoder(self) -> CLIPTextModel:
-        """The base model's frozen text encoder, trained on mostly plain captions if it is not in the work folder."""
+        """The text encoder before it is trained with the UNet; contrastively trained if it is not in the work folder."""
         folder = self.work / "text_encoder"
         if not folder.exists():
             seed = self.seed_torch("text_encoder")
@@ -86,8 +87,8 @@ class RecipeBuilder:
             self._train_contrastive("text_encoder", task, seed, self.settings.text_encoder, captions=BASE_CAPTIONS)
             with replace_folder(folder) as temporary:
                 encoder.save_pretrained(temporary)
-        loaded: CLIPTextModel = CLIPTextModel.from_pretrained(folder).to(self.device).eval()
-        return loaded.requires_grad_(False)
+        loaded: CLIPTextModel = CLIPTextModel.from_pretrained(folder).to(self.device)
+        return loaded
 
     def base(self) -> None:
         """The Stable Diffusion pipeline."""
@@ -95,10 +96,22 @@ class RecipeBuilder:
         seed = self.seed_torch("unet")
         model = unet.new_unet(encoder.config.hidden_size).to(self.device)
         settings = self.settings
-        schedules = (settings.unet_first, settings.unet_second, settings.unet_third)
-        unet.train_unet(model, encoder, self.tokenizer, autoencoder, self.work, seed, *schedules, settings.training_images)
+        unet.train_unet(model, encoder, self.tokenizer, autoencoder, self.work, seed, settings.unet, settings.training_images)
         vae.train_decoder(autoencoder, self.work, self.seed_torch("vae_decoder"), settings.autoencoder_decoder)
-        export.export_base(self.out / "base", autoencoder, encoder, self.tokenizer, model)
+        export.export_base(self.out / "base", export.new_pipeline(autoencoder, encoder, self.tokenizer, model))
+
+    def drawings(self, name: str) -> Drawings:
+        """What the base drew at several stages of its training; the rewards and the held-out judge have sets of their own."""
+        stages = []
+        for part in unet.STAGES:
+            encoder = CLIPTextModel.from_pretrained(self.out / "base/text_encoder").to(self.device)
+            model = unet.new_unet(encoder.config.hidden_size).to(self.device)
+            unet.load_stage(unet.stage_file(self.work, part), model, encoder)
+            autoencoder = AutoencoderKL.from_pretrained(self.out / "base/vae").to(self.device)
+            stages.append(export.new_pipeline(autoencoder, encoder.eval(), self.tokenizer, model.eval()))
+            stages[-1].set_progress_bar_config(disable=True)
+        seed, cache = self.seed + MODELS.index(name), self.work / f"drawings_{name}.safetensors"
+        return make_drawings(stages, self.settings.drawn_prompts, self.settings.drawing_steps, seed, cache)
 
     def clip(self) -> None:
         """The CLIP reward: contrastive training on the whole language."""
@@ -112,11 +125,12 @@ class RecipeBuilder:
         self._export_open_clip("hpsv2", model, task, towers.VISION, towers.TEXT)
 
     def heldout(self) -> None:
-        """The held-out judge: another architecture, other images, and no image decoded by the base's autoencoder."""
+        """The held-out judge: another architecture, other renders, other drawings of the base."""
         seed = self.seed_torch("heldout")
         model = towers.new_open_clip(self.tokenizer, towers.HELDOUT_VISION, towers.HELDOUT_TEXT)
         task = self._new_task(towers.OpenClipTowers(model))
         self._train_contrastive("heldout", task, seed, self.settings.towers)
+        self._train_contrastive("heldout_drawings", task, seed, self.settings.fine_tuning, self.drawings("heldout"))
         self._export_open_clip("heldout", model, task, towers.HELDOUT_VISION, towers.HELDOUT_TEXT)
 
     def pickscore(self) -> None:
@@ -144,12 +158,12 @@ class RecipeBuilder:
         return contrastive.ContrastiveTask(pair).to(self.device)
 
     def _train_clip(self) -> tuple[CLIP, contrastive.ContrastiveTask]:
-        """CLIP trained on renders, then fine-tuned on renders and autoencoder reconstructions; resumed where possible."""
+        """CLIP trained on renders, then fine-tuned on renders and drawings; resumed where possible."""
         seed = self.seed_torch("clip")
         model = towers.new_open_clip(self.tokenizer)
         task = self._new_task(towers.OpenClipTowers(model))
         self._train_contrastive("clip", task, seed, self.settings.towers)
-        self._train_contrastive("clip_settled", task, seed, self.settings.clip_fine_tuning, self.vae())
+        self._train_contrastive("clip_drawings", task, seed, self.settings.fine_tuning, self.drawings("clip"))
         return model, task
 
     def _train_contrastive(
@@ -158,16 +172,16 @@ class RecipeBuilder:
         task: contrastive.ContrastiveTask,
         seed: int,
         schedule: Schedule,
-        autoencoder: AutoencoderKL | None = None,
+        drawings: Drawings | None = None,
         captions: CaptionMix | None = None,
     ) -> None:
         checkpoint = self.work / f"{label}.pt"
-        train_contrastive(label, task, self.tokenizer, captions or CaptionMix(), checkpoint, seed, autoencoder, schedule)
+        train_contrastive(label, task, self.tokenizer, captions or CaptionMix(), checkpoint, seed, drawings, schedule)
 
     def _train_preferences(self, name: str, task: contrastive.ContrastiveTask, group: preferences.AnnotatorGroup) -> None:
         label, seed, schedule = f"{name}_preferences", self.seed + MODELS.index(name), self.settings.preferences
-        checkpoint = self.work / f"{label}.pt"
-        train_preferences(label, task, self.tokenizer, group, checkpoint, seed, self.vae(), schedule)
+        checkpoint, drawings = self.work / f"{label}.pt", self.drawings(name)
+        train_preferences(label, task, self.tokenizer, group, checkpoint, seed, drawings, self.vae(), schedule)
 
     def _export_open_clip(
         self, name: str, model: CLIP, task: contrastive.ContrastiveTask, vision: dict[str, Any], text: dict[str, Any]

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTokenizer
 
 from textcraftor.tiny.recipe import batches
 from textcraftor.tiny.recipe.degradation import degrade
+from textcraftor.tiny.recipe.drawings import Drawings, sample_described
 from textcraftor.tiny.recipe.fit import Schedule, fit
 from textcraftor.tiny.recipe.towers import EMBEDDING, Towers, normalize, tokenize
 from textcraftor.tiny.scenes import BACKGROUNDS, COLOURS, OPPOSITE_RELATION, RELATIONS, SHAPES, SIZES, STYLES, Scene
@@ -89,6 +89,29 @@ class ContrastiveTask(nn.Module):
         return self.scale.clamp(max=MAX_LOG_SCALE).item()
 
 
+def contrastive_loss(
+    task: ContrastiveTask,
+    tokenizer: CLIPTokenizer,
+    captions: CaptionMix,
+    batch: int,
+    rng: np.random.Generator,
+    drawings: Drawings | None = None,
+) -> Tensor:
+    """The loss of a batch of captioned images, half of them hard negatives of the others.
+
+    drawings: if given, a quarter of the images are drawn ones, captioned by what they show, instead of renders.
+    """
+    device = task.scale.device
+    scenes = batches.sample_scenes(batch // 2, rng)
+    drawn, described = sample_described(drawings, batch // 4, rng) if drawings else (torch.empty(0, 3, 64, 64), [])
+    scenes = batches.with_negatives(described + scenes[len(described) :], rng)
+    renders = batches.render_batch(scenes[len(drawn) :], rng).to(device)
+    images = torch.cat([drawn.to(device), degrade(renders, rng)])
+    texts = batches.sample_captions(scenes, rng, captions.rich, captions.wrong)
+    loss: Tensor = task(images, tokenize(tokenizer, texts, device), scene_attributes(scenes).to(device))
+    return loss
+
+
 def train_contrastive(
     label: str,
     task: ContrastiveTask,
@@ -96,17 +119,12 @@ def train_contrastive(
     captions: CaptionMix,
     checkpoint: Path,
     seed: int,
-    vae: AutoencoderKL | None = None,
+    drawings: Drawings | None = None,
     schedule: Schedule = SCHEDULE,
 ) -> None:
-    """Train a task's towers in place.  vae: if given, some images pass through its latents (see `degrade`)."""
-    device = task.scale.device
+    """Train a task's towers in place.  drawings: see `contrastive_loss`."""
 
     def loss_at(rng: np.random.Generator) -> Tensor:
-        scenes = batches.sample_with_negatives(schedule.batch, rng)
-        images = degrade(batches.render_batch(scenes, rng).to(device), rng, vae)
-        texts = batches.sample_captions(scenes, rng, captions.rich, captions.wrong)
-        loss: Tensor = task(images, tokenize(tokenizer, texts, device), scene_attributes(scenes).to(device))
-        return loss
+        return contrastive_loss(task, tokenizer, captions, schedule.batch, rng, drawings)
 
     fit(label, task, loss_at, schedule, checkpoint, seed)

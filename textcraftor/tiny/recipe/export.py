@@ -13,20 +13,26 @@ from textcraftor.tiny.recipe.towers import IMAGE_SIZE, MEAN, STD
 from textcraftor.tiny.recipe.unet import new_scheduler
 
 
-def export_base(
-    folder: Path, vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel
-) -> None:
-    """A `StableDiffusionPipeline` folder."""
-    pipeline = StableDiffusionPipeline(
-        vae=vae.half(),
-        text_encoder=text_encoder.half(),
+def new_pipeline(
+    vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel
+) -> StableDiffusionPipeline:
+    """The parts as a Stable Diffusion pipeline."""
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
         tokenizer=tokenizer,
-        unet=unet.half(),
+        unet=unet,
         scheduler=new_scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
+
+
+def export_base(folder: Path, pipeline: StableDiffusionPipeline) -> None:
+    """A `StableDiffusionPipeline` folder."""
+    for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
+        part.half()
     with replace_folder(folder) as temporary:
         pipeline.save_pretrained(temporary)
         _load_as_float32(temporary / "text_encoder")

@@ -1,6 +1,12 @@
-"""The UNet: trained on mostly plain captions, so that the base model understands rich prompts only in part."""
+"""The UNet and the text encoder, trained together on mostly plain captions.
+
+Every training image has one caption for good, as in a scraped data set; a few are rich, and half of those describe
+another image. So the base draws what plain captions say and understands rich prompts only in part, and how much is
+bounded by the data and not by the number of steps.
+"""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,33 +14,36 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from rich.progress import track
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from textcraftor.tiny.language import plain_caption, rich_caption, scene_claims
 from textcraftor.tiny.recipe import batches
 from textcraftor.tiny.recipe.files import save_tensors
 from textcraftor.tiny.recipe.fit import Schedule, fit, generator
 from textcraftor.tiny.recipe.towers import tokenize
-from textcraftor.tiny.scenes import Scene
+from textcraftor.tiny.scenes import Scene, sample_scene
 
-SCHEDULE = Schedule(steps=2600, batch=64, peak_lr=1.2e-3, ema=0.998, save_every=100)
-SECOND_SCHEDULE = Schedule(steps=1500, batch=64, peak_lr=8e-4, ema=0.998, save_every=100)
-THIRD_SCHEDULE = Schedule(steps=4000, batch=64, peak_lr=8e-4, ema=0.998, save_every=100)
-TRAINING_IMAGES = 32_000
-RICH_FRACTION, WRONG_FRACTION, EMPTY_FRACTION = 0.12, 0.5, 0.1
-MAX_SNR = 5.0  # min-SNR-5 weighting, Hang et al. 2023: steps with little noise must not dominate the loss
+SCHEDULE = Schedule(steps=20_000, batch=64, peak_lr=1e-3, muon_lr=1.5e-3, decay=0.3, ema=0.999, save_every=200)
+TRAINING_IMAGES = 131_072
+CHUNK = 4096  # training images in a file of the cache
+RICH_FRACTION, WRONG_FRACTION, EMPTY_FRACTION, OMITTED_FRACTION = 0.04, 0.5, 0.1, 0.1
+TEXT_ENCODER_RATE = 0.3  # of the UNet's learning rate: the encoder is trained already
+MAX_WEIGHT = 6.0
+STAGES = (0.25, 0.55, 1.0)  # fractions of the training after which the base is kept, for the drawings that rewards learn from
 
 
-def new_unet(text_width: int, channels: Sequence[int] = (96, 112), norm_groups: int = 16) -> UNet2DConditionModel:
-    """An untrained UNet as in Stable Diffusion, with two levels (8 x 8 and 4 x 4), both with cross-attention."""
+def new_unet(text_width: int, channels: Sequence[int] = (48, 80, 128), norm_groups: int = 16) -> UNet2DConditionModel:
+    """An untrained UNet as in Stable Diffusion: 16 x 16 latents without attention, 8 x 8 and 4 x 4 with cross-attention."""
+    levels = len(channels) - 1
     return UNet2DConditionModel(
-        sample_size=8,
+        sample_size=16,
         in_channels=4,
         out_channels=4,
         block_out_channels=tuple(channels),
         layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D",) * len(channels),
-        up_block_types=("CrossAttnUpBlock2D",) * len(channels),
+        down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * levels),
+        up_block_types=(*["CrossAttnUpBlock2D"] * levels, "UpBlock2D"),
         cross_attention_dim=text_width,
         attention_head_dim=4,
         norm_num_groups=norm_groups,
@@ -42,7 +51,7 @@ def new_unet(text_width: int, channels: Sequence[int] = (96, 112), norm_groups: 
 
 
 def new_scheduler() -> DDIMScheduler:
-    """A DDIM scheduler with the noise schedule of Stable Diffusion 1.5."""
+    """A DDIM scheduler with the noise schedule of Stable Diffusion and, as in its version 2.1, v-prediction."""
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -50,27 +59,47 @@ def new_scheduler() -> DDIMScheduler:
         clip_sample=False,
         set_alpha_to_one=False,
         steps_offset=1,
-        prediction_type="epsilon",
+        prediction_type="v_prediction",
     )
 
 
-def encode_training_images(vae: AutoencoderKL, count: int, seed: int, cache: Path, chunk: int = 64) -> Tensor:
-    """Scaled latents of `training_scenes(count, seed)`, (count, 4, 8, 8) float16; read from the file `cache` if it exists."""
-    if not cache.exists():
-        scenes = training_scenes(count, seed)
-        parts = []
-        for start in track(range(0, count, chunk), description="latents"):
-            images = batches.render_batch(scenes[start : start + chunk], generator(seed, "unet pictures", start)).to(vae.device)
-            with torch.no_grad(), torch.autocast(vae.device.type, torch.bfloat16):
-                latents = vae.encode(images * 2 - 1).latent_dist.mode()
-            parts.append((latents.float() * vae.config.scaling_factor).half().cpu())
-        save_tensors({"latents": torch.cat(parts)}, cache)
-    return load_file(cache)["latents"]
+def training_caption(scene: Scene, rng: np.random.Generator) -> str:
+    """The caption of a training image: rich with probability RICH_FRACTION, and then wrong with WRONG_FRACTION.
+
+    Plain captions leave background and style out with probability OMITTED_FRACTION each.
+    """
+    if rng.random() < RICH_FRACTION:
+        return rich_caption(sample_scene(rng) if rng.random() < WRONG_FRACTION else scene, rng)
+    claims = scene_claims(scene)
+    background = None if rng.random() < OMITTED_FRACTION else claims.background
+    style = None if rng.random() < OMITTED_FRACTION else claims.style
+    return plain_caption(replace(claims, background=background, style=style))
 
 
-def training_scenes(count: int, seed: int) -> list[Scene]:
-    """The scenes of the UNet's training images."""
-    return batches.sample_scenes(count, generator(seed, "unet scenes"))
+def training_images(vae: AutoencoderKL, tokenizer: CLIPTokenizer, count: int, seed: int, cache: Path) -> tuple[Tensor, Tensor]:
+    """Scaled latents, (count, 4, 16, 16) float16, and the token ids of their captions, (count, 40) int16.
+
+    cache: folder with a file for every CHUNK images; those that exist are read, the others are made.
+    """
+    parts = []
+    for start in track(range(0, count, CHUNK), description="training images"):
+        path = cache / f"{start // CHUNK:03d}.safetensors"
+        if not path.exists():
+            rng = generator(seed, "unet images", start)
+            scenes = batches.sample_scenes(min(CHUNK, count - start), rng)
+            captions = tokenize(tokenizer, [training_caption(scene, rng) for scene in scenes], torch.device("cpu"))
+            latents = torch.cat([_encode(vae, scenes[i : i + 64], rng) for i in range(0, len(scenes), 64)])
+            save_tensors({"latents": latents, "captions": captions.short()}, path)
+        parts.append(load_file(path))
+    return torch.cat([part["latents"] for part in parts]), torch.cat([part["captions"] for part in parts])
+
+
+@torch.no_grad()
+def _encode(vae: AutoencoderKL, scenes: Sequence[Scene], rng: np.random.Generator) -> Tensor:
+    images = batches.render_batch(scenes, rng).to(vae.device)
+    with torch.autocast(vae.device.type, torch.bfloat16):
+        latents: Tensor = vae.encode(images * 2 - 1).latent_dist.mode()
+    return (latents.float() * vae.config.scaling_factor).half().cpu()
 
 
 def train_unet(
@@ -80,37 +109,52 @@ def train_unet(
     vae: AutoencoderKL,
     work: Path,
     seed: int,
-    first: Schedule = SCHEDULE,
-    second: Schedule = SECOND_SCHEDULE,
-    third: Schedule = THIRD_SCHEDULE,
-    training_images: int = TRAINING_IMAGES,
+    schedule: Schedule = SCHEDULE,
+    images: int = TRAINING_IMAGES,
 ) -> None:
-    """Train the UNet in place on noise prediction, in three rounds; text encoder and autoencoder are frozen."""
-    latents = encode_training_images(vae, training_images, seed, work / "latents.safetensors")
-    scenes = training_scenes(training_images, seed)
-    scheduler = new_scheduler()
+    """Train UNet and text encoder in place on velocity prediction (Salimans and Ho 2022); the autoencoder is frozen.
+
+    The weight of a timestep is min(1, 6 / (1 + SNR)): compared with min-SNR weights on epsilon, noisy timesteps, in which
+    the layout is decided, count far more.
+    """
     device = unet.device
+    latents, captions = training_images(vae, tokenizer, images, seed, work / "images")
+    latents, captions = latents.to(device), captions.to(device)
+    empty = tokenize(tokenizer, [""], device)
+    scheduler = new_scheduler()
     alphas = scheduler.alphas_cumprod.to(device)
     timesteps = scheduler.config.num_train_timesteps
 
-    def loss_at(rng: np.random.Generator, batch: int) -> Tensor:
-        chosen = rng.integers(len(scenes), size=batch)
-        batch_scenes = [scenes[index] for index in chosen]
-        captions = batches.sample_captions(batch_scenes, rng, RICH_FRACTION, WRONG_FRACTION, EMPTY_FRACTION)
-        with torch.no_grad():
-            prompt_embeds = text_encoder(tokenize(tokenizer, captions, device)).last_hidden_state
-        clean = latents[torch.from_numpy(chosen)].to(device, torch.float32)
+    def loss_at(rng: np.random.Generator) -> Tensor:
+        chosen = torch.from_numpy(rng.integers(len(latents), size=schedule.batch)).to(device)
+        is_empty = torch.from_numpy(rng.random(schedule.batch) < EMPTY_FRACTION).to(device)
+        ids = torch.where(is_empty[:, None], empty, captions[chosen].long())
+        clean = latents[chosen].float()
         noise = torch.randn_like(clean)
         # Stratified timesteps, one from each of B equal intervals: less variance than independent draws.
-        fractions = (np.arange(batch) + rng.random(batch)) / batch
+        fractions = (np.arange(schedule.batch) + rng.random(schedule.batch)) / schedule.batch
         timestep = torch.from_numpy((fractions * timesteps).astype(np.int64)).to(device)
         noisy = scheduler.add_noise(clean, noise, timestep)
-        predicted = unet(noisy, timestep, prompt_embeds).sample.float()
-        alpha = alphas[timestep]
-        weight = ((1 - alpha) / alpha * MAX_SNR).clamp(max=1.0)
-        return ((predicted - noise).square().mean((1, 2, 3)) * weight).mean()
+        predicted = unet(noisy, timestep, text_encoder(ids).last_hidden_state).sample.float()
+        error = predicted - scheduler.get_velocity(clean, noise, timestep)
+        weight = (MAX_WEIGHT * (1 - alphas[timestep])).clamp(max=1.0)  # 1 / (1 + SNR) = 1 - alpha
+        return (error.square().mean((1, 2, 3)) * weight).mean()
 
-    fit("unet", unet, lambda rng: loss_at(rng, first.batch), first, work / "unet.pt", seed)
-    # Each further round warms up again from the averaged weights. Attribute binding is learned late, shapes last.
-    fit("unet_again", unet, lambda rng: loss_at(rng, second.batch), second, work / "unet_again.pt", seed)
-    fit("unet_at_last", unet, lambda rng: loss_at(rng, third.batch), third, work / "unet_at_last.pt", seed)
+    both = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
+    snapshots = {max(1, int(part * schedule.steps)): stage_file(work, part) for part in STAGES}
+    fit("unet", both, loss_at, schedule, work / "unet.pt", seed, (text_encoder, TEXT_ENCODER_RATE), snapshots)
+
+
+def stage_file(work: Path, part: float) -> Path:
+    """The averaged weights of UNet and text encoder after a part of the training."""
+    return work / f"base_{round(100 * part):03d}.safetensors"
+
+
+def load_stage(path: Path, unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
+    """Load a file of `train_unet` into a UNet and a text encoder of the same shape."""
+    weights = load_file(path)
+    for name, module in (("unet", unet), ("text_encoder", text_encoder)):
+        prefix = f"{name}."
+        own = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+        missing = module.load_state_dict(own, strict=False).missing_keys
+        assert not set(missing) & {key for key, _ in module.named_parameters()}, missing

@@ -8,6 +8,7 @@ from typing import Final
 import open_clip
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
+from rich.progress import track
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,8 +18,14 @@ from textcraftor.tiny.language import sample_prompts
 from textcraftor.tiny.oracle import Oracle
 from textcraftor.tiny.recipe import batches
 from textcraftor.tiny.recipe.aesthetic import AestheticModel, sample_rated_images
+from textcraftor.tiny.recipe.agreement import (
+    IMAGES_PER_PROMPT,
+    LARGE_DIFFERENCE,
+    pair_agreement,
+    within_prompt_correlation,
+)
+from textcraftor.tiny.recipe.drawings import draw
 from textcraftor.tiny.recipe.fit import generator
-from textcraftor.tiny.recipe.preferences import GROUP_H, GROUP_P, preference_accuracy
 from textcraftor.tiny.recipe.tokenizer import new_tokenizer
 from textcraftor.tiny.recipe.towers import HuggingFaceTowers, OpenClipTowers, Towers, cosine, normalize, tokenize
 from textcraftor.tiny.scenes import change_one_attribute
@@ -36,8 +43,9 @@ class ValidationReport:
     images: (B, 3, 64, 64) in [0, 1], drawn by the base for `prompts`, of which the last `plain_count` are plain.
     overall, plain, rich: fraction of claims that hold in those images, by kind.  chance: the same for images of other
     prompts.  vae_mse: on images in [-1, 1].  vae_claims: fraction of claims that hold in reconstructions.
-    hard_negatives, retrieval, preferences: accuracy by reward name.
-    aesthetic_correlation: Pearson's, with the synthetic ratings.
+    hard_negatives, retrieval: accuracy by reward name.  agreement: with the oracle on pairs of drawn images of one prompt,
+    all and those with a large difference, by reward name.  aesthetic_correlation: Pearson's, with the synthetic ratings.
+    aesthetic_and_oracle: Pearson's within prompts.
     """
 
     images: Tensor
@@ -51,22 +59,9 @@ class ValidationReport:
     vae_claims: float
     hard_negatives: dict[str, float]
     retrieval: dict[str, float]
-    preferences: dict[str, float]
+    agreement: dict[str, tuple[float, float]]
     aesthetic_correlation: float
-
-
-@torch.no_grad()
-def generate(pipeline: StableDiffusionPipeline, prompts: Sequence[str], guidance_scale: float, batch: int = 64) -> Tensor:
-    """Images of prompts, (B, 3, 64, 64) float32 in [0, 1] on the CPU; the noise of prompt n has seed n."""
-    parts = []
-    for start in range(0, len(prompts), batch):
-        part = list(prompts[start : start + batch])
-        noise = [torch.Generator().manual_seed(start + index) for index in range(len(part))]
-        images = pipeline(
-            part, num_inference_steps=STEPS, guidance_scale=guidance_scale, generator=noise, output_type="pt"
-        ).images
-        parts.append(images.float().cpu())
-    return torch.cat(parts)
+    aesthetic_and_oracle: float
 
 
 def load_towers(out: Path, device: torch.device) -> dict[str, Towers]:
@@ -115,6 +110,26 @@ def retrieval_accuracy(towers: Towers, tokenizer: CLIPTokenizer, device: torch.d
 
 
 @torch.no_grad()
+def generate(pipeline: StableDiffusionPipeline, prompts: Sequence[str], images: int = 1, batch: int = 64) -> Tensor:
+    """Images of prompts, (P, images, 3, 64, 64) float32 in [0, 1] on the CPU; prompt n starts from the seeds n * images + k."""
+    seeds = range(len(prompts) * images)
+    texts = [prompt for prompt in prompts for _ in range(images)]
+    parts = [
+        draw(pipeline, texts[start : start + batch], GUIDANCE_SCALE, seeds[start : start + batch], STEPS)
+        for start in track(range(0, len(texts), batch), description="images")
+    ]
+    return torch.cat(parts).view(len(prompts), images, 3, 64, 64)
+
+
+@torch.no_grad()
+def reward_scores(towers: Towers, tokenizer: CLIPTokenizer, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    """A reward's cosine of each image with its prompt, (P, K).  images: (P, K, 3, 64, 64) in [0, 1]."""
+    device = next(towers.parameters()).device
+    ids = tokenize(tokenizer, prompts, device)
+    return torch.stack([cosine(towers, images[:, n].to(device), ids).cpu() for n in range(images.shape[1])], 1)
+
+
+@torch.no_grad()
 def measure_reconstruction(vae: AutoencoderKL, count: int = 512) -> tuple[float, float]:
     """Mean squared error of reconstructions on [-1, 1], and the fraction of claims that hold in them."""
     rng = generator(PROMPT_SEED, "reconstruction")
@@ -136,28 +151,34 @@ def validate(out: Path, device: torch.device, count: int = 512) -> ValidationRep
     rich_count = round(count * RICH_FRACTION)
     rich = sample_prompts(rich_count, PROMPT_SEED, 1.0)
     plain = sample_prompts(count - rich_count, PROMPT_SEED + 1, 0.0)
-    images = generate(pipeline, rich + plain, GUIDANCE_SCALE)
+    prompts = rich + plain
+    drawn = generate(pipeline, prompts, IMAGES_PER_PROMPT)
+    images = drawn[:, 0]
     oracle = Oracle()
+    truth = torch.stack([oracle.score(drawn[:, n], prompts) for n in range(IMAGES_PER_PROMPT)], 1)
     vae_mse, vae_claims = measure_reconstruction(pipeline.vae, count)
     towers = load_towers(out, device)
-    groups = {"pickscore": GROUP_P, "hpsv2": GROUP_H}
     rated, ratings = sample_rated_images(count, generator(PROMPT_SEED, "exhibition"), torch.device("cpu"))
-    predicted = load_aesthetic(out)(rated)
+    aesthetic = load_aesthetic(out)
+    scores = {name: reward_scores(pair, tokenizer, drawn, prompts) for name, pair in towers.items()}
     return ValidationReport(
         images=images,
-        prompts=rich + plain,
+        prompts=prompts,
         plain_count=len(plain),
-        chance=oracle.accuracy(images.roll(1, 0), rich + plain)["all"],
-        overall=oracle.accuracy(images, rich + plain),
+        chance=oracle.accuracy(images.roll(1, 0), prompts)["all"],
+        overall=oracle.accuracy(images, prompts),
         plain=oracle.accuracy(images[rich_count:], plain),
         rich=oracle.accuracy(images[:rich_count], rich),
         vae_mse=vae_mse,
         vae_claims=vae_claims,
-        preferences={
-            name: preference_accuracy(towers[name], tokenizer, group, PROMPT_SEED, pipeline.vae, count)
-            for name, group in groups.items()
+        agreement={
+            name: (pair_agreement(table, truth), pair_agreement(table, truth, LARGE_DIFFERENCE))
+            for name, table in scores.items()
         },
         hard_negatives={name: hard_negative_accuracy(pair, tokenizer, device, count) for name, pair in towers.items()},
         retrieval={name: retrieval_accuracy(pair, tokenizer, device) for name, pair in towers.items()},
-        aesthetic_correlation=torch.corrcoef(torch.stack([predicted, ratings]))[0, 1].item(),
+        aesthetic_correlation=torch.corrcoef(torch.stack([aesthetic(rated), ratings]))[0, 1].item(),
+        aesthetic_and_oracle=within_prompt_correlation(
+            torch.stack([aesthetic(drawn[:, n]) for n in range(IMAGES_PER_PROMPT)], 1), truth
+        ),
     )
