@@ -76,10 +76,10 @@ def test_drawings_are_made_once_and_depend_on_the_seed(tmp_path: Path) -> None:
     pipeline = random_pipeline()
     pipeline.set_progress_bar_config(disable=True)
     pipeline.unet.config.sample_size = 8  # its autoencoder has a factor of 8, and the tiny world 64 pixels
-    first = make_drawings([pipeline], 2, 1, 0, tmp_path / "a.safetensors")
+    first = make_drawings(lambda: [pipeline], 2, 1, 0, tmp_path / "a.safetensors")
     assert first.images.shape == (2, 4, 3, 64, 64) and len(first.detected) == 2 and len(first.detected[0]) == 4
     assert all(parse(prompt) for prompt in first.prompts)
-    again = make_drawings([], 2, 1, 0, tmp_path / "a.safetensors")
+    again = make_drawings(list, 2, 1, 0, tmp_path / "a.safetensors")
     assert torch.equal(again.images, first.images)
-    other = make_drawings([pipeline], 2, 1, 1, tmp_path / "b.safetensors")
+    other = make_drawings(lambda: [pipeline], 2, 1, 1, tmp_path / "b.safetensors")
     assert other.prompts != first.prompts

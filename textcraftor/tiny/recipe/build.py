@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 from open_clip.model import CLIP
 from transformers import CLIPTextModel
 
@@ -102,16 +102,20 @@ class RecipeBuilder:
 
     def drawings(self, name: str) -> Drawings:
         """What the base drew at several stages of its training; the rewards and the held-out judge have sets of their own."""
-        stages = []
-        for part in unet.STAGES:
-            encoder = CLIPTextModel.from_pretrained(self.out / "base/text_encoder").to(self.device)
-            model = unet.new_unet(encoder.config.hidden_size).to(self.device)
-            unet.load_stage(unet.stage_file(self.work, part), model, encoder)
-            autoencoder = AutoencoderKL.from_pretrained(self.out / "base/vae").to(self.device)
-            stages.append(export.new_pipeline(autoencoder, encoder.eval(), self.tokenizer, model.eval()))
-            stages[-1].set_progress_bar_config(disable=True)
         seed, cache = self.seed + MODELS.index(name), self.work / f"drawings_{name}.safetensors"
-        return make_drawings(stages, self.settings.drawn_prompts, self.settings.drawing_steps, seed, cache)
+        return make_drawings(self._stages, self.settings.drawn_prompts, self.settings.drawing_steps, seed, cache)
+
+    def _stages(self) -> list[StableDiffusionPipeline]:
+        """The base at several stages of its training, with its final decoder."""
+        stages = []
+        autoencoder = AutoencoderKL.from_pretrained(self.out / "base/vae").to(self.device)
+        for part in unet.STAGES:
+            encoder = CLIPTextModel.from_pretrained(self.out / "base/text_encoder").to(self.device).eval()
+            model = unet.new_unet(encoder.config.hidden_size).to(self.device).eval()
+            unet.load_stage(unet.stage_file(self.work, part), model, encoder)
+            stages.append(export.new_pipeline(autoencoder, encoder, self.tokenizer, model))
+            stages[-1].set_progress_bar_config(disable=True)
+        return stages
 
     def clip(self) -> None:
         """The CLIP reward: contrastive training on the whole language."""

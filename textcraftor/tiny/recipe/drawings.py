@@ -5,7 +5,7 @@ between generated images for the same reason.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -87,14 +87,16 @@ def sample_described(drawings: Drawings, count: int, rng: np.random.Generator) -
     return (torch.stack(images).float() / 255 if images else torch.empty(0, 3, 64, 64)), scenes
 
 
-def make_drawings(stages: Sequence[StableDiffusionPipeline], prompts: int, steps: int, seed: int, cache: Path) -> Drawings:
+def make_drawings(
+    load_stages: Callable[[], Sequence[StableDiffusionPipeline]], prompts: int, steps: int, seed: int, cache: Path
+) -> Drawings:
     """Images of `prompts` prompts, each by a random stage and at a random guidance scale; read from `cache` if it exists.
 
-    stages: the base at several stages of its training.  steps: of the sampler.
+    load_stages: the base at several stages of its training.  steps: of the sampler.
     """
     said = sample_prompts(prompts, seed, RICH_FRACTION)
     if not cache.exists():
-        rng = generator(seed, "drawings")
+        rng, stages = generator(seed, "drawings"), load_stages()
         count = prompts * IMAGES_PER_PROMPT
         stage, guidance = rng.integers(len(stages), size=count), rng.choice(GUIDANCE_SCALES, size=count)
         images = torch.empty((count, 3, 64, 64), dtype=torch.uint8)
