@@ -52,7 +52,7 @@ def test_the_same_candidate_is_one_run_and_one_version(store: MlflowClient, work
 def test_a_failed_candidate_is_logged_but_not_registered(store: MlflowClient, workspaces: dict[int, Workspace]) -> None:
     verdict = read_verdict.fn(workspaces[1])
     assert verdict.winner is None
-    assert verdict.failed_rules() == ["balanced: oracle.delta = 0.0090, at least 0.0500"]
+    assert verdict.failed_rules() == ["balanced: oracle.delta = 0.009, at least 0.050"]
     run = track.fn("balanced", verdict.records["balanced"], workspaces[1])
     assert store.get_run(run).data.tags["gate"] == "failed"
     with pytest.raises(Unproven, match="did not pass"):
