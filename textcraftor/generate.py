@@ -27,10 +27,20 @@ def draw(
     models = {"base": None} if tuned is None else {"base": None, label or candidate.name: tuned}
     rows = {}
     for name, model in models.items():
-        (image,) = pictures.to_bytes(sampler.generate([prompt], [seed], model, prefix))
-        rows[name] = [pictures.picture(image)]
+        images = sampler.generate([prompt], [seed], model, prefix)
+        if not images.isfinite().all():  # it would become a black picture
+            raise ModelError(not_finite(prompt))
+        rows[name] = [pictures.picture(pictures.to_bytes(images)[0])]
     with written_aside(out) as aside:
         pictures.save(pictures.side_by_side([prompt], rows), aside)
+
+
+def not_finite(prompt: str) -> str:
+    """The message about an image that would be black, because a module overflowed or its weights are damaged."""
+    return (
+        f"The model generated an image with values that are not finite, for prompt {prompt!r}. Many VAEs overflow in half "
+        "precision: set base.dtype: float32 or bfloat16. If it is float32 already, the weights are damaged"
+    )
 
 
 def with_judged_settings(config: Config, proof: Mapping[str, Any], root: Path) -> Config:

@@ -210,3 +210,18 @@ def test_contrast_is_clips_training_loss(openclip_folder, images, prompts):
     assert (reward.score(images, reward.text_features(prompts)) - expected).abs().max() <= 1e-4
     low = load_reward("contrast", RewardConfig(kind="contrast", path=str(openclip_folder), dtype="bfloat16"))
     assert low.logit_scale == reward.logit_scale
+
+
+@pytest.mark.parametrize(
+    ("file", "version", "holds"),
+    [
+        ("HPS_v2_compressed.pt", "2.1", "2.0"),
+        ("HPS_v2.1_compressed.safetensors", "2.0", "2.1"),
+        ("hpsv2.1-vit-h.safetensors", "2.0", "2.1"),
+        ("HPS_v2_compressed.safetensors", "tiny", "2.0"),
+    ],
+)
+def test_a_published_file_of_another_version_is_refused(file, version, holds, tmp_path):
+    config = RewardConfig(kind="hpsv2", path=str(tmp_path / file), version=version)
+    with pytest.raises(RewardError, match=rf"is the file of HPSv2 {holds}, and rewards\.hps\.version = {version}"):
+        load_reward("hps", config)

@@ -171,12 +171,25 @@ class Solver:
                 _, again = self._run_probe()
         except SCHEDULER_ERRORS as error:
             raise ConfigError(f"chain.scheduler = {self.name} cannot run this base's chain: {brief(error)}") from None
+        if not sample.isfinite().all():
+            raise ConfigError(self._overflow())
         if not torch.equal(sample, again):
             raise ConfigError(
                 f"chain.scheduler = {self.name} draws noise at its steps, so a prompt and its seed would not give the same "
                 f"image twice. Allowed: {', '.join(SCHEDULERS)}, or another class of diffusers that draws none"
             )
         return states
+
+    def _overflow(self) -> str:
+        """Why the chain on the probe tensor ends in values that are not finite."""
+        settings = self._scheduler.config
+        if settings.get("rescale_betas_zero_snr") and settings.get("prediction_type") == "epsilon":
+            return (
+                "The base's scheduler_config.json has zero terminal SNR (rescale_betas_zero_snr) with prediction_type epsilon: "
+                "the first latents are noise alone, and nothing can be divided out of noise. Such bases predict the velocity: "
+                "set prediction_type to v_prediction there, or rescale_betas_zero_snr to false if the base was trained without"
+            )
+        return f"chain.scheduler = {self.name} computes values that are not finite with this base's noise schedule"
 
     def _run_probe(self) -> tuple[list[SchedulerState], Tensor]:
         scheduler, sample = copy.deepcopy(self._scheduler), torch.ones(PROBE_SHAPE)

@@ -12,6 +12,7 @@ from textcraftor.config import Config
 from textcraftor.distributed import data_parallel
 from textcraftor.errors import ModelError, PromptError
 from textcraftor.evaluate.batches import Batches, console
+from textcraftor.generate import not_finite
 from textcraftor.pictures import to_bytes
 
 Generate = Callable[[Sequence[str], Sequence[int], slice], Tensor]
@@ -53,7 +54,7 @@ def generate_images(plan: pl.DataFrame, generate: Generate, batches: Batches) ->
         finite = images.isfinite().flatten(1).all(1)
         if not finite.all():
             prompt = prompts[rows.start + int(finite.logical_not().nonzero()[0])]
-            raise ModelError(f"The model generated an image with values that are not finite, for prompt {prompt!r}")
+            raise ModelError(not_finite(prompt))
         return to_bytes(images)
 
     return batches.compute(generate_batch, "generate images")

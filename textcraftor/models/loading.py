@@ -16,7 +16,8 @@ from huggingface_hub import snapshot_download
 from torch import nn
 
 from textcraftor.config import BaseConfig
-from textcraftor.errors import ModelError, unknown
+from textcraftor.errors import ModelError
+from textcraftor.models.diagnosis import fault_of, other_weights, variant_of
 from textcraftor.models.single_file import read_modules
 from textcraftor.models.weights import LOADING_ERRORS, brief, require_matching_keys
 from textcraftor.network import require_usable_network
@@ -28,6 +29,7 @@ PIPELINES: dict[str, Any] = {
 """The supported families by the class named in model_index.json: SD 1.x and 2.x, SDXL."""
 
 ENCODERS = ("text_encoder", "text_encoder_2")
+PADDING = 128  # rows, at most, by which embedding tables are padded to a round number
 MODULES = (*ENCODERS, "unet", "vae")
 
 
@@ -40,6 +42,7 @@ def load_pipeline(config: BaseConfig) -> Any:
     if config.tiny_vae:
         components["vae"] = load_module(AutoencoderTiny, config.tiny_vae, dtype=dtype_of(config, "vae"))
     vae, unet = components["vae"], components["unet"]
+    _require_text_to_image(config, unet, vae)
     if config.dtype == "float16" and vae.config.force_upcast:
         vae.float()  # such a VAE overflows in float16
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
@@ -56,6 +59,17 @@ def load_pipeline(config: BaseConfig) -> Any:
             module.requires_grad_(False).eval()
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _require_text_to_image(config: BaseConfig, unet: Any, vae: Any) -> None:
+    """Raises ModelError for a UNet that needs more than noisy latents, such as a picture to paint into."""
+    takes, latents = unet.config.in_channels, vae.config.latent_channels
+    kind = {9: ", as inpainting models do", 8: ", as models that edit or upscale a picture do"}.get(takes, "")
+    if takes != latents:
+        raise ModelError(
+            f"base.path = {config.path}: its UNet takes {takes} channels and the VAE's latents have {latents}{kind}. "
+            "Only text-to-image models can be tuned here"
+        )
 
 
 def assemble(pipeline: Any, components: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
@@ -76,13 +90,17 @@ def load_float32(config: BaseConfig, name: str) -> nn.Module:
 def load_module(cls: Any, source: str | Path, dtype: torch.dtype, **where: Any) -> Any:
     """Load a diffusers or transformers model strictly. where: subfolder, revision. Raises ModelError naming file and keys."""
     label = "/".join(str(part) for part in (source, where.get("subfolder")) if part)
+    folder = Path(label)
+    variant = variant_of(folder)  # many published folders hold half precision only
     # transformers reports mismatched keys only if told to ignore them, and logs them otherwise.
     report = {"ignore_mismatched_sizes": True} if issubclass(cls, transformers.PreTrainedModel) else {}
     try:
         module, info = cls.from_pretrained(
-            source, output_loading_info=True, dtype=dtype, use_safetensors=True, **report, **where
+            source, output_loading_info=True, dtype=dtype, use_safetensors=True, variant=variant, **report, **where
         )
     except LOADING_ERRORS as error:
+        if folder.is_dir() and (fault := fault_of(folder) or other_weights(folder)):
+            raise ModelError(f"{fault}. Nothing was loaded as {cls.__name__}") from None
         raise ModelError(f"{label} cannot be loaded as {cls.__name__}: {brief(error)}") from None
     require_matching_keys(label, cls.__name__, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
     return module
@@ -163,10 +181,14 @@ def _tokenizers_and_scheduler(config: BaseConfig, index: Mapping[str, Any], modu
                 raise ModelError(f"{source}: its {name} cannot be loaded: {brief(error)}") from None
     for name, encoder in (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2")):
         # transformers builds an empty tokenizer if the files are missing.
-        if name in parts and len(parts[name]) != modules[encoder].config.vocab_size:
+        if name not in parts:
+            continue
+        # An embedding table may be padded with rows that no token uses.
+        rows = modules[encoder].config.vocab_size
+        if not max(rows / 2, rows - PADDING) < len(parts[name]) <= rows:
             raise ModelError(
                 f"{source}: its {name} cannot be loaded: it has {len(parts[name])} tokens, and the {encoder} knows "
-                f"{modules[encoder].config.vocab_size}. A file of it is missing, or of another model"
+                f"{rows}. A file of it is missing, or of another model"
             )
     return parts
 
@@ -179,5 +201,7 @@ def _index(config: BaseConfig) -> dict[str, Any]:
     except LOADING_ERRORS as error:
         raise ModelError(f"base.path = {source}: no Stable Diffusion pipeline can be loaded: {brief(error)}") from None
     if index.get("_class_name") not in PIPELINES:
-        raise ModelError(f"base.path = {source}: {unknown('pipeline', str(index.get('_class_name')), PIPELINES)}")
+        raise ModelError(
+            f"base.path = {source} is a {index.get('_class_name')}. Known text-to-image pipelines: {', '.join(PIPELINES)}"
+        )
     return index

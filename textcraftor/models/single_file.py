@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from textcraftor.errors import ModelError
+from textcraftor.models.diagnosis import fault_of
 from textcraftor.models.weights import LOADING_ERRORS, brief, check_fit, require_matching_keys
 
 CONVERTERS = {"unet": convert_ldm_unet_checkpoint, "vae": convert_ldm_vae_checkpoint}
@@ -35,7 +36,8 @@ def read_modules(path: Path, config_folder: Path, classes: Mapping[str, str]) ->
     try:
         tensors = load_file(path)
     except LOADING_ERRORS as error:
-        raise ModelError(f"{path} cannot be read: {brief(error)}") from None
+        raise ModelError(fault_of(path) or f"{path} cannot be read: {brief(error)}") from None
+    _require_whole_checkpoint(path, tensors)
     modules = {}
     for name, cls in classes.items():
         try:
@@ -46,6 +48,24 @@ def read_modules(path: Path, config_folder: Path, classes: Mapping[str, str]) ->
         except LOADING_ERRORS as error:
             raise ModelError(f"{path} ({name}) does not fit {cls}: {brief(error)}. Nothing was loaded") from None
     return modules
+
+
+def _require_whole_checkpoint(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raises ModelError for a file that is something else than a checkpoint of UNet, VAE and text encoder."""
+    parts = {
+        "UNet": ("model.diffusion_model.",),
+        "VAE": ("first_stage_model.",),
+        "text encoder": ("cond_stage_model.", "conditioner.embedders."),
+    }
+    if any(key.endswith((".scale_weight", "scaled_fp8", ".weight_scale")) for key in tensors):
+        raise ModelError(f"{path} is quantized with scales of its own (scaled float8), which are not read. Use the original")
+    if any("lora_" in key for key in tensors):
+        raise ModelError(f"{path} is a LoRA, not a checkpoint. Give the base that it was made for")
+    missing = [part for part, prefixes in parts.items() if not any(key.startswith(prefixes) for key in tensors)]
+    if len(missing) == len(parts):
+        raise ModelError(f"{path} is no checkpoint in the original layout: no key starts with model.diffusion_model")
+    if missing:
+        raise ModelError(f"{path} is pruned: it has no {' and no '.join(missing)}. Use a complete checkpoint")
 
 
 def _diffusers(label: str, name: str, cls_name: str, tensors: dict[str, Tensor], config_folder: Path) -> Any:

@@ -16,6 +16,7 @@ import transformers
 from torch import Tensor
 
 from textcraftor.errors import ModelError
+from textcraftor.models.diagnosis import fault_of
 from textcraftor.network import require_usable_network
 
 LOADING_ERRORS = (
@@ -44,7 +45,7 @@ def read_tensors(path: Path, expected: str) -> dict[str, Tensor]:
             return safetensors.torch.load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise ModelError(f"{path} cannot be read; expected {expected}: {brief(error)}") from error
+        raise ModelError(f"{fault_of(path) or f'{path} cannot be read'}; expected {expected}: {brief(error)}") from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ModelError(f"{path} holds more than tensors; expected {expected}")

@@ -28,6 +28,7 @@ from textcraftor.layout import LATENTS, TRAIN_PROMPTS, encoder_folder, training_
 from textcraftor.models.base import Base, TunedModel, load_base, load_candidate
 from textcraftor.models.lora import add_lora, merge_lora
 from textcraftor.models.negative_embedding import NegativeEmbedding
+from textcraftor.models.saving import save_module
 from textcraftor.rewards import Reward, RewardMix, load_rewards
 from textcraftor.training.acceleration import accelerate
 from textcraftor.training.checkpoint import FILE_NAME, facts_key
@@ -212,7 +213,7 @@ def _fit_and_write(
     if data_parallel.rank() == 0:
         with written_aside(out) as aside:
             for part, module in parts.items():
-                merge_lora(module, aside / "lora" / part).save_pretrained(aside / part)
+                save_module(merge_lora(module, aside / "lora" / part), aside / part)
             shutil.copytree(state / "grids", aside / "grids", ignore=shutil.ignore_patterns(".*"))
             _write_history(aside / "history.csv", progress.history)
             write_json(
