@@ -29,7 +29,7 @@ from textcraftor.config import Config, load
 from textcraftor.device import choose_device
 from textcraftor.evaluate.generation import from_bytes
 from textcraftor.evaluate.judging import diversity
-from textcraftor.layout import BASE, TINY_STATE
+from textcraftor.layout import BASE, STATE
 from textcraftor.models.base import Base, load_base, load_candidate
 from textcraftor.pictures import to_bytes
 from textcraftor.rewards import load_reward
@@ -49,10 +49,10 @@ def reconstruct(base: Base, images: Tensor) -> Tensor:
     return torch.cat(decoded).clamp(0, 1)
 
 
-def collapse(params: Path, steps: int) -> Candidate:
+def collapse(config: Config, params: Path, steps: int) -> Candidate:
     """A text encoder trained on the aesthetic reward alone, in a workspace of its own; kept, and found again."""
-    folder = params.parent / TINY_STATE.parent / "collapsed"
     root = params.parent.resolve()
+    folder = root / STATE / "collapsed" / workspaces.key(config, root, steps)
     links = {name: root / name for name in ("profiles", "data/tiny", "data/prompts", "data/latents", "data/sources")}
     train = {"allow_without_clip": True, "steps": steps, "learning_rate": 5e-4, "batch_size": 12}
     settings = {"mixes": [COLLAPSED], "mix": {COLLAPSED: {"aesthetic": 1}}, "train": train}
@@ -127,7 +127,7 @@ def main() -> None:
     names = options.candidates if options.candidates is not None else config.mixes
     candidates = [Candidate.find(name, root) for name in names]
     if options.collapse_steps:
-        candidates.append(collapse(options.params, options.collapse_steps))
+        candidates.append(collapse(config, options.params, options.collapse_steps))
     print(measure(config, root, *draw(config, root, candidates, options.prompts)))
 
 

@@ -9,7 +9,6 @@ again with other rounding: two threads instead of one, and the vector instructio
 """
 
 import argparse
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +28,6 @@ from textcraftor.evaluate.generation import from_bytes, generate_images, plan
 from textcraftor.evaluate.scores import Scores
 from textcraftor.layout import BASE, GATE_RECORD, report_folder, scores_file
 from textcraftor.models.base import load_base
-from textcraftor.resolved import DigestCache, resolve_sections
 from textcraftor.tiny.language import reword
 from textcraftor.tiny.oracle import Oracle
 
@@ -218,9 +216,7 @@ def main() -> None:
     options = parser.parse_args()
     config, root = load(options.params), options.params.parent
     mix = options.mix or config.mixes[0]
-    sections = resolve_sections(config, root, DigestCache(root / options.work / "digests.json"))
-    key = hashlib.sha256(json.dumps([mix, sections], sort_keys=True).encode()).hexdigest()[:12]
-    shared = prepare_shared(options.work / key / "shared", options.params)
+    shared = prepare_shared(options.work / workspaces.key(config, root, mix) / "shared", options.params)
     jobs: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
         f"seed {seed}": ({"train": {"seed": seed}}, {}) for seed in range(options.seeds)
     }

@@ -1,6 +1,8 @@
 """Workspaces for benchmarks: folders with settings of their own, in which the pipeline's own verbs run."""
 
 import copy
+import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +12,9 @@ from typing import Any
 
 import yaml
 
-from textcraftor.config import merge
+from textcraftor.config import Config, merge
+from textcraftor.layout import DIGESTS
+from textcraftor.resolved import DigestCache, resolve_sections
 
 
 def make(folder: Path, params: Path, settings: Mapping[str, Any], links: Mapping[str, Path]) -> Path:
@@ -30,6 +34,12 @@ def make(folder: Path, params: Path, settings: Mapping[str, Any], links: Mapping
         if target.exists():
             link.symlink_to(target.resolve())
     return path
+
+
+def key(config: Config, root: Path, *what: object) -> str:
+    """A name that changes with any setting or file that a stage of this run depends on, and with `what`."""
+    sections = resolve_sections(config, root, DigestCache(root / DIGESTS))
+    return hashlib.sha256(json.dumps([*map(str, what), sections], sort_keys=True).encode()).hexdigest()[:12]
 
 
 def run(params: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> None:

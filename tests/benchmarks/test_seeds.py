@@ -8,6 +8,7 @@ import yaml
 
 from benchmarks import seeds, workspaces
 from benchmarks.seeds import Run
+from textcraftor.config import load
 
 PROMPTS = ["a", "b", "c", "d"]
 
@@ -70,6 +71,20 @@ def test_runs_share_what_does_not_depend_on_the_seed(tmp_path: Path) -> None:
     assert yaml.safe_load(made.read_text()) == {"profile": "tiny", "train": {"steps": 3, "seed": 4}}
     assert (tmp_path / "seed-4/data/tiny").resolve() == tmp_path / "data/tiny"
     assert not (tmp_path / "seed-4/no").is_symlink()
+
+
+def test_runs_of_other_settings_or_weights_are_kept_apart(tmp_path: Path) -> None:
+    (tmp_path / "data/tiny/base").mkdir(parents=True)
+    weights = tmp_path / "data/tiny/base/weights"
+    weights.write_text("one")
+    config = load(tmp_path / "params.yaml", profile="tiny")
+    other = load(tmp_path / "params.yaml", {"train": {"steps": 7}}, profile="tiny")
+    first = workspaces.key(config, tmp_path, "balanced")
+    keys = {first, workspaces.key(config, tmp_path, "aesthetic"), workspaces.key(other, tmp_path, "balanced")}
+    weights.write_text("another")
+    assert len({*keys, workspaces.key(config, tmp_path, "balanced")}) == 4
+    weights.write_text("one")
+    assert workspaces.key(config, tmp_path, "balanced") == first
 
 
 def test_a_failing_stage_names_the_reason_and_the_log(tmp_path: Path) -> None:
