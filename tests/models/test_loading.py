@@ -113,7 +113,7 @@ def test_a_single_file_of_another_family_or_truncated_is_refused(tmp_path: Path)
         assert "\n" not in str(error.value)
     whole = (tmp_path / "sd1.safetensors").read_bytes()
     (tmp_path / "sd1.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ModelError, match=r"sd1\.safetensors cannot be read: "):
+    with pytest.raises(ModelError, match=r"sd1\.safetensors is truncated: .* Download it again"):
         base_of(tmp_path / "sd1.safetensors", config=str(tmp_path / "sd1"))
 
 
@@ -132,7 +132,7 @@ def test_faulty_weights_are_refused_by_file_and_key(xl: Path, part: str, fault: 
         edit(path, lambda tensors: tensors.update({"surprise.weight": torch.zeros(1)}))
     else:
         edit(path, lambda tensors: tensors.update({key: tensors[key][..., None].repeat_interleave(2, -1)}))
-    with pytest.raises(ModelError, match=rf"xl/{part} ") as error:
+    with pytest.raises(ModelError, match=rf"xl/{part}[ /]") as error:
         base_of(xl)
     told = {"missing": key, "unexpected": "surprise.weight", "mismatched": key}.get(fault, part)
     assert told.removeprefix("text_model.") in str(error.value) and "\n" not in str(error.value)
@@ -149,7 +149,7 @@ def test_a_pipeline_of_no_supported_family_is_refused(xl: Path) -> None:
     index = json.loads((xl / "model_index.json").read_text())
     (xl / "model_index.json").write_text(json.dumps({**index, "_class_name": "FluxPipeline"}))
     with pytest.raises(
-        ModelError, match=r"Unknown pipeline 'FluxPipeline'\. Known: StableDiffusionPipeline, StableDiffusionXL"
+        ModelError, match=r"is a FluxPipeline\. Known text-to-image pipelines: StableDiffusionPipeline, StableDiffusionXL"
     ):
         base_of(xl)
 

@@ -144,7 +144,7 @@ def _in_database(statement: str) -> Callable[[MlflowClient, Path], None]:
     ("ruin", "reason"),
     [
         (_delete_and_gc_run, "its artifacts are gone"),
-        (_in_database("UPDATE model_versions SET current_stage = 'Deleted_Internal' WHERE version = 1"), "no version '1'"),
+        (_in_database("UPDATE model_versions SET current_stage = 'Deleted_Internal' WHERE version = 1"), "has no version 1"),
         (_in_database("UPDATE model_versions SET run_id = NULL, source = NULL WHERE version = 1"), "carries no proof"),
         (_in_database("UPDATE model_versions SET run_id = 'REDACTED-RUN-ID' WHERE version = 1"), "its artifacts are gone"),
         (_in_database("UPDATE model_version_tags SET value = 'x' WHERE version = 1 AND key = 'content'"), "were changed"),

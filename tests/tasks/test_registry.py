@@ -168,7 +168,7 @@ def test_a_run_that_failed_while_logging_is_logged_again(
 
 def test_verdict_without_a_winner_says_why() -> None:
     rule = {"rule": "heldout.ci_low", "value": None, "bound": 0.0, "passed": False, "why": "no scores"}
-    assert Verdict(None, {"a": {"rules": [rule]}}).failed_rules() == ["a: heldout.ci_low = nothing, at least 0.0000"]
+    assert Verdict(None, {"a": {"rules": [rule]}}).failed_rules() == ["a: heldout.ci_low = nothing, at least 0.000"]
 
 
 def _rewrite_scores(path: Path, **changes: object) -> None:
