@@ -28,7 +28,7 @@ def rendered(scenes: list[list[Scene]], prompts: list[str]) -> Drawings:
 
 @pytest.fixture(scope="module")
 def right_and_wrong() -> Drawings:
-    """Of each prompt an image that shows it and one with two attributes changed."""
+    """Two images a prompt: one that shows it, and one with two attributes changed."""
     rng = np.random.default_rng(0)
     scenes = batches.sample_scenes(60, rng)
     wrong = [change_one_attribute(change_one_attribute(scene, rng), rng) for scene in scenes]

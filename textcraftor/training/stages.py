@@ -198,7 +198,10 @@ def _fit_and_write(
     parts: dict[str, nn.Module],
     meta_copies: Mapping[str, nn.Module],
 ) -> None:
-    """runs: folder of the checkpoints of all unfinished runs of this stage and mix."""
+    """Train, from the checkpoint if there is one, and write weights, history and proof to `out`.
+
+    runs: folder of the checkpoints of all unfinished runs of this stage and mix.
+    """
     facts = run_facts(config, trainer.tune, stage.replace("-", "_"), list(parts), trainer.objective.mix.weights, record)
     state = runs / facts_key(facts)[:16]
     finished = state.with_name(state.name + FINISHED)
