@@ -1,6 +1,7 @@
 """Bases as they are found: each loads, or is refused with its true reason. The table: docs/bases.md."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,8 +31,9 @@ def load(path: Path, **settings: object) -> Base:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    FAMILIES["sd1"]().save_pretrained(tmp_path / "base")
+def folder(tmp_path: Path, family_folders: dict[str, Path]) -> Path:
+    """A copy of a Stable Diffusion 1 base with random weights, to be damaged."""
+    shutil.copytree(family_folders["sd1"], tmp_path / "base")
     return tmp_path / "base"
 
 
