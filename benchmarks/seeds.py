@@ -214,6 +214,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(".textcraftor/seeds"))
     parser.add_argument("--out", type=Path, help="file for the tables; they are printed in any case")
     options = parser.parse_args()
+    if options.seeds < 1 or options.jobs < 1:
+        parser.error(f"--seeds {options.seeds} --jobs {options.jobs}: both must be at least 1")
     config, root = load(options.params), options.params.parent
     mix = options.mix or config.mixes[0]
     shared = prepare_shared(options.work / workspaces.key(config, root, mix) / "shared", options.params)
