@@ -133,7 +133,7 @@ def test_a_registered_model_is_labelled_by_what_was_asked_for(
     (folder / "text_encoder").mkdir(parents=True)
     (folder / "text_encoder/config.json").write_text("{}")
     drawn: list[object] = []
-    monkeypatch.setattr(cli, "_plugin", lambda *_: lambda *_: folder)
+    monkeypatch.setattr("textcraftor.lookup.plugin", lambda *_: lambda *_: folder)
     monkeypatch.setattr("textcraftor.generate.draw", lambda *arguments: drawn.extend(arguments))
     cli.generate(
         "a red circle",

@@ -2,7 +2,9 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -31,6 +33,18 @@ def test_textcraftor_verbs_parse() -> None:
     for verb, *arguments in found:
         command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
         command.make_context(verb, [argument.replace("MIX", "balanced") for argument in arguments])
+
+
+def test_the_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base_folder: Path) -> None:
+    """On random weights in place of the tiny base and what was trained on it."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(base_folder, "data/tiny/base")
+    for mix in ("balanced", "aesthetic"):
+        shutil.copytree(base_folder / "text_encoder", f"data/encoders/{mix}/text_encoder")
+    (snippet,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    found: dict[str, Any] = {}
+    exec(snippet, found)  # noqa: S102 (our own README)
+    assert found["image"].size == (64, 64)
 
 
 def test_make_targets_exist() -> None:

@@ -48,13 +48,18 @@ class Candidate:
         if len(Path(name).parts) > 1 or not encoders.is_dir():
             folder = Path(name)
             if folder.is_dir():
-                return cls(folder.name, **_encoders(folder), unet=_weights(folder / "unet", optional=True))
+                return cls.at(folder)
             trained = [path.name for path in (root / ENCODERS).glob("[!.]*")]
             raise ModelError(
                 f"{unknown('candidate', name, [BASE, *trained])} `textcraftor train --mix NAME` makes a mix's candidate"
             )
         unet = _weights(root / unet_folder(mix) / "unet") if has_tuned_unet(name) else None
         return cls(name, **_encoders(encoders), unet=unet)
+
+    @classmethod
+    def at(cls, folder: Path) -> "Candidate":
+        """The candidate in a folder laid out like data/encoders/MIX. Raises ModelError when it holds none."""
+        return cls(folder.resolve().name, **_encoders(folder), unet=_weights(folder / "unet", optional=True))
 
     @cached_property
     def digest(self) -> str:

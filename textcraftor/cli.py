@@ -7,29 +7,18 @@ orchestrator are entry points, loaded only when they are used: the library itsel
 import json
 import os
 import sys
-from collections.abc import Callable
-from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from textcraftor import config as configuration
 from textcraftor import layout
-from textcraftor.errors import ConfigError, UserError
-
-if TYPE_CHECKING:
-    from textcraftor.candidate import Candidate
+from textcraftor.errors import UserError
+from textcraftor.options import PARAMS, Device, Params, Profile, require_prompt
+from textcraftor.style.commands import blend
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-
-Params = Annotated[Path, typer.Option(help="The run: its profile, mixes and overrides. Its folder is the workspace.")]
-Profile = Annotated[
-    str | None,
-    typer.Option(help="A profile's name or file, instead of the one params.yaml names, whose overrides are then left out."),
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
-PARAMS = Path("params.yaml")
 
 
 @app.command()
@@ -68,7 +57,10 @@ def curate(params: Params = PARAMS, profile: Profile = None) -> None:
 @app.command()
 def validate(params: Params = PARAMS, profile: Profile = None) -> None:
     """Check the curated prompts; a violation stops every later stage."""
-    _plugin("textcraftor.verbs", "validate")(configuration.load(params, profile=profile), params.parent)
+    from textcraftor.lookup import plugin
+
+    run = configuration.load(params, profile=profile)
+    plugin("textcraftor.verbs", "validate")(run, params.parent)
 
 
 @app.command()
@@ -162,29 +154,20 @@ def generate(
 
     A model that was judged is drawn with the base, chain and switch it was judged with, whatever params.yaml says now.
     """
-    if not prompt.strip():
-        raise ConfigError('The prompt is empty. Say what to draw, for instance: "a small red circle on a white background"')
+    require_prompt(prompt)
     run = configuration.load(params, profile=profile)
-    from textcraftor.candidate import Candidate
+    from textcraftor import lookup
     from textcraftor.device import choose_device
     from textcraftor.generate import draw
 
     root = params.parent
-    label = model
-    if model in (layout.BASE, *run.candidates):
-        candidate, scores = Candidate.find(model, root), root / layout.scores_file(model)
-    else:
-        if Path(model).is_dir():
-            folder = Path(model)
-            label = folder.resolve().name
-        else:
-            folder = _plugin("textcraftor.candidates", "registry")(model, run)
-            number = folder.name.split("-")[0]  # the registry's folders are named VERSION-RUN
-            label = f"version {number}" if model == number else f"{model} ({number})"
-        candidate, scores = Candidate.find(str(folder), root), folder / "evidence/scores.parquet"
-    run = _judged_settings(run, candidate, scores, root)
-    draw(run.at(root), candidate, prompt, seed, out, choose_device(device, run.cpu_threads), label)
+    found = lookup.find(model, run, root)
+    run = lookup.judged_settings(run, found, root)
+    draw(run.at(root), found.candidate, prompt, seed, out, choose_device(device, run.cpu_threads), found.label)
     typer.echo(out)
+
+
+app.command()(blend)
 
 
 @app.command()
@@ -293,42 +276,6 @@ def _require_downloads(run: configuration.Config, root: Path) -> None:
         from textcraftor.fetch import require
 
         require(run, root)
-
-
-def _judged_settings(run: configuration.Config, candidate: "Candidate", scores: Path, root: Path) -> configuration.Config:
-    """`run` with the settings the candidate was judged with; unchanged for the base and for weights not judged yet."""
-    if not candidate.parts or not scores.is_file():
-        return run
-    from textcraftor.evaluate.scores import Scores
-    from textcraftor.generate import with_judged_settings
-
-    judged = Scores.read(scores)
-    return with_judged_settings(run, judged.proof, root) if judged.digest == candidate.digest else run
-
-
-def _plugin(group: str, name: str) -> Callable[..., Any]:
-    """The function behind a verb or a kind of candidate that needs an orchestrator: ours in `tasks/`, or another package's.
-
-    `tasks/` is in no wheel, since its name is anybody's: it is imported from the checkout that this library runs from.
-    Raises ConfigError outside a checkout, or without the pipeline extra.
-    """
-    checkout = Path(__file__).resolve().parents[1]
-    for entry_point in entry_points(group=group, name=name):
-        if entry_point.dist and entry_point.dist.name == "textcraftor":
-            if not ((checkout / "pyproject.toml").is_file() and (checkout / "tasks/__init__.py").is_file()):
-                continue
-            if str(checkout) != sys.path[0]:
-                sys.path.insert(0, str(checkout))  # before any other module called `tasks`
-        try:
-            return entry_point.load()
-        except ImportError as error:
-            raise ConfigError(
-                f"`{name}` needs the pipeline extra ({error}): `make setup`, or pip install -e '{checkout}[pipeline]'"
-            ) from None
-    raise ConfigError(
-        f"`{name}` belongs to the pipeline (tasks/ and flows/), which is not installed with the library. Get a checkout of the "
-        "project, run `make setup` there, and use its .venv/bin/textcraftor"
-    )
 
 
 def main() -> None:

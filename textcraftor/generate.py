@@ -13,7 +13,8 @@ from textcraftor.candidate import Candidate
 from textcraftor.chain.sampler import Sampler
 from textcraftor.config import BaseConfig, ChainConfig, Config, SamplerConfig
 from textcraftor.errors import ModelError
-from textcraftor.models.base import load_base, load_candidate
+from textcraftor.models.base import Base, TunedModel, load_base, load_candidate
+from textcraftor.models.blended import BlendedModel
 
 
 def draw(
@@ -21,12 +22,18 @@ def draw(
 ) -> None:
     """Write a PNG to `out`: the base's image, and the candidate's below it, under `label`. Raises ModelError."""
     base = load_base(config.base, device)
-    sampler = Sampler(base, config.chain, config.sampler.switch_at)
     tuned = load_candidate(candidate, base)
+    draw_models(config, base, {label or candidate.name: tuned} if tuned else {}, prompt, seed, out)
+
+
+def draw_models(
+    config: Config, base: Base, models: Mapping[str, TunedModel | BlendedModel], prompt: str, seed: int, out: Path
+) -> None:
+    """Write a PNG to `out`: the base's image, and those of the models below it, each under its name. Raises ModelError."""
+    sampler = Sampler(base, config.chain, config.sampler.switch_at)
     prefix = sampler.prefix([prompt], [seed])
-    models = {"base": None} if tuned is None else {"base": None, label or candidate.name: tuned}
     rows = {}
-    for name, model in models.items():
+    for name, model in {"base": None, **models}.items():
         images = sampler.generate([prompt], [seed], model, prefix)
         if not images.isfinite().all():  # it would become a black picture
             raise ModelError(not_finite(prompt))

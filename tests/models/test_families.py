@@ -15,6 +15,7 @@ from torch import Tensor
 from tests.families import FAMILIES, sdxl
 from textcraftor.chain.sampler import Sampler
 from textcraftor.config import BaseConfig, ChainConfig
+from textcraftor.control import Control
 from textcraftor.errors import ConfigError, ModelError
 from textcraftor.models.base import Base, TunedModel, load_base
 
@@ -51,36 +52,22 @@ def tuned_model(base: Base, *names: str) -> TunedModel:
     return TunedModel(**encoders)
 
 
-def stock_images(base: Base, settings: ChainConfig, switch_step: int, before: Any, after: Any, noise: Tensor) -> Tensor:
-    """The untouched pipeline's own call; from `switch_step` on, its embeddings are those of the pipeline `after`."""
+def stock_images(base: Base, settings: ChainConfig, noise: Tensor, tuned: TunedModel | None = None, at: float = 0.0) -> Tensor:
+    """The untouched pipeline's own call, controlled by a tuned model from the switch on where there is one."""
     name, options = STOCK.get(settings.scheduler, (settings.scheduler, {}))
-    before.scheduler = getattr(diffusers, name).from_config(base.pipe.scheduler.config, **options)
-    before.set_progress_bar_config(disable=True)
-    encoded = after.encode_prompt(PROMPTS, device=CPU, num_images_per_prompt=1, do_classifier_free_guidance=True)
-    values = {"prompt_embeds": torch.cat([encoded[1], encoded[0]])}
-    if len(encoded) == 4:
-        values["add_text_embeds"] = torch.cat([encoded[3], encoded[2]])
-    calls = switch_step + (1 if settings.scheduler == "pndm" and switch_step else 0)
-
-    def switch(pipe: Any, index: int, timestep: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        return values if index + 1 == calls else {}
-
-    before.scheduler.set_timesteps(settings.num_inference_steps)
-    return before(
-        prompt=PROMPTS,
+    pipe = copy.copy(base.pipe)
+    pipe.scheduler = getattr(diffusers, name).from_config(base.pipe.scheduler.config, **options)
+    pipe.scheduler.set_timesteps(settings.num_inference_steps)
+    words = Control({"tuned": tuned}, switch_at=at)(pipe, PROMPTS) if tuned else {"prompt": PROMPTS}
+    return pipe(
+        **words,
         height=32,
         width=32,
-        latents=noise / before.scheduler.init_noise_sigma,
+        latents=noise / pipe.scheduler.init_noise_sigma,
         num_inference_steps=settings.num_inference_steps,
         guidance_scale=settings.guidance_scale,
-        callback_on_step_end=switch,
-        callback_on_step_end_tensor_inputs=list(values),
         output_type="pt",
     ).images
-
-
-def fresh(base: Base, tuned: TunedModel | None = None) -> Any:
-    return copy.copy(base._pipeline_with({**base.encoders, **tuned.encoders}) if tuned else base._pipeline_with({}))
 
 
 @pytest.mark.parametrize("steps", [6, 25])
@@ -90,7 +77,7 @@ def test_the_base_draws_what_its_own_pipeline_draws(family: Families, name: str,
     base = family(name)
     settings = chain(scheduler, steps)
     sampler = Sampler(base, settings, 0.4)
-    stock = stock_images(base, settings, -1, fresh(base), fresh(base), sampler.noise(SEEDS))
+    stock = stock_images(base, settings, sampler.noise(SEEDS))
     torch.testing.assert_close(sampler.generate(PROMPTS, SEEDS), stock, atol=1e-5, rtol=0)
 
 
@@ -102,8 +89,7 @@ def test_the_switch_is_the_stock_pipelines_with_a_callback(family: Families, nam
     tuned, settings = tuned_model(base), chain(scheduler)
     for at in (0.5, 0.17, 0.0):
         sampler = Sampler(base, settings, at)
-        before = fresh(base, None if at else tuned)
-        stock = stock_images(base, settings, sampler.switch_step, before, fresh(base, tuned), sampler.noise(SEEDS))
+        stock = stock_images(base, settings, sampler.noise(SEEDS), tuned, at)
         ours = sampler.generate(PROMPTS, SEEDS, tuned)
         torch.testing.assert_close(ours, stock, atol=1e-5, rtol=0)
         assert not torch.allclose(ours, sampler.generate(PROMPTS, SEEDS), atol=1e-3)

@@ -18,6 +18,7 @@ from textcraftor.chain.solver import History, Solver
 from textcraftor.config import ChainConfig, switch_step
 from textcraftor.errors import ModelError
 from textcraftor.models.base import Base, TunedModel
+from textcraftor.models.blended import BlendedModel
 from textcraftor.models.conditioning import Conditioning
 
 
@@ -70,12 +71,14 @@ class Sampler:
         unet: nn.Module | None = None,
         grad_steps: int = 0,
         gradient_checkpointing: bool = False,
+        later: Sequence[tuple[int, Conditioning]] = (),
     ) -> Tensor:
         """Run the chain from the switch to its end: latents z_0, (B, C, h, w).
 
         prefix: (B, C', h, w), see `prefix`.  conditioning: of B prompts.  unet: None means the base's own.
         The last `grad_steps` steps carry gradient to the conditioning, and to `unet` where it is trained; the others
         carry none (truncated backpropagation: K in paper section 3.2.2; AlignProp; DRaFT-K).
+        later: (step, conditioning) of those that take over from a later step.
         Raises ModelError when the prefix is of another base, solver or switch.
         """
         if prefix.shape[1:] != self.prefix_shape:
@@ -86,7 +89,9 @@ class Sampler:
         latents, history = self.solver.unpack(prefix.to(self.base.device, self.latents_dtype), self.switch_step)
         unet = unet or self.base.pipe.unet
         first_with_grad = self.num_inference_steps - grad_steps
+        changes = dict(later)
         for step_index in range(self.switch_step, self.num_inference_steps):
+            conditioning = changes.get(step_index, conditioning)
             carries_grad = step_index >= first_with_grad and torch.is_grad_enabled()
             with torch.set_grad_enabled(carries_grad):
                 arguments = (latents, history, conditioning, step_index, unet)
@@ -144,7 +149,7 @@ class Sampler:
         self,
         prompts: Sequence[str],
         seeds: Sequence[int],
-        tuned: TunedModel | None = None,
+        tuned: TunedModel | BlendedModel | None = None,
         prefix: Tensor | None = None,
     ) -> Tensor:
         """Images (B, 3, H, W) in [0, 1], one for each prompt and its seed.
@@ -154,8 +159,12 @@ class Sampler:
         """
         if prefix is None:
             prefix = self.prefix(prompts, seeds)
-        conditioning = self.base.conditioning(prompts, tuned)
-        return self.decode(self.finish(prefix, conditioning, tuned.unet if tuned else None))
+        later: list[tuple[int, Conditioning]] = []
+        if isinstance(tuned, BlendedModel):
+            (_, conditioning), *later = tuned.conditionings(self.base, prompts, self.switch_step, self.num_inference_steps)
+        else:
+            conditioning = self.base.conditioning(prompts, tuned)
+        return self.decode(self.finish(prefix, conditioning, tuned.unet if tuned else None, later=later))
 
 
 class _StraightThroughClamp(torch.autograd.Function):

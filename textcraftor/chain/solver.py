@@ -208,6 +208,12 @@ class Solver:
         return any(bool(tensor.isnan().any()) for tensor in (after, *history_after))
 
 
+def step_of_call(call: int, calls: int, num_inference_steps: int, order: int) -> int:
+    """The step that a UNet call of a chain belongs to; the inverse of `Solver.unet_calls`."""
+    extra = max(0, calls - num_inference_steps * order)
+    return max(0, call - extra) // order
+
+
 def _make_scheduler(chain: ChainConfig, scheduler_config: Mapping[str, Any]) -> Any:
     """The chain's scheduler with the base's noise schedule and its timesteps set.
 

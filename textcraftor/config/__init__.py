@@ -6,6 +6,7 @@ every artifact carries the sections that made it. Fractions of the chain (`switc
 """
 
 from textcraftor.config.base import BaseConfig, ChainConfig, PrepareConfig, SamplerConfig, switch_step
+from textcraftor.config.blend import ORIGINAL, BlendConfig, Term, Weights, is_term
 from textcraftor.config.downloads import Download
 from textcraftor.config.judging import MATRIX, MIN_PROMPTS, ORACLE_JUDGES, EvaluateConfig, GateConfig, GateRule, RegistryConfig
 from textcraftor.config.profiles import PROFILES, load, merge, parsed, profile_file, profile_files, resolve, resolved_yaml
@@ -19,8 +20,10 @@ __all__ = [
     "MATRIX",
     "MIN_PROMPTS",
     "ORACLE_JUDGES",
+    "ORIGINAL",
     "PROFILES",
     "BaseConfig",
+    "BlendConfig",
     "ChainConfig",
     "Config",
     "Download",
@@ -41,8 +44,11 @@ __all__ = [
     "SamplerConfig",
     "SceneSource",
     "Section",
+    "Term",
     "TrainConfig",
     "TuneConfig",
+    "Weights",
+    "is_term",
     "load",
     "locate",
     "merge",

@@ -33,6 +33,13 @@ for _library_logging in (diffusers_logging, transformers_logging):
 logging.getLogger("diffusers").setLevel(logging.ERROR)
 
 
+ARCHITECTURE = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("max_position_embeddings", "hidden_act", "layer_norm_eps"),
+)
+"""Settings of a text encoder's config that its output depends on, beside its weights."""
+
+
 @dataclass(frozen=True)
 class TunedModel:
     """The modules used from the switch on. None: the base's own."""
@@ -157,18 +164,44 @@ def load_candidate(candidate: Candidate, base: Base) -> TunedModel | None:
     """
     if not candidate.parts:
         return None
-    modules = {}
+    return load_modules(candidate, base.pipe, base.device, f"base {base.config.path}")
+
+
+def load_modules(
+    candidate: Candidate, pipe: Any, device: torch.device | None = None, whose: str = "this pipeline"
+) -> TunedModel:
+    """The candidate's modules for a pipeline, frozen, in float32 as they were trained.
+
+    whose: the pipeline, for messages.
+    Raises ModelError when a file is damaged, or a module does not fit the pipeline's, naming the keys.
+    """
+    modules: dict[str, Any] = {}
     for name, folder in candidate.parts.items():
         if name == "negative_embedding":
-            modules[name] = NegativeEmbedding.from_pretrained(folder).requires_grad_(False).to(base.device)
+            modules[name] = NegativeEmbedding.from_pretrained(folder)
             continue
-        frozen = getattr(base.pipe, name, None)
+        frozen = getattr(pipe, name, None)
         if frozen is None:
-            raise ModelError(f"Candidate {candidate.name} has a {name}, and base {base.config.path} has none")
+            raise ModelError(f"Candidate {candidate.name} has a {name}, and {whose} has none")
         module = load_module(type(frozen), folder, torch.float32)
-        check_fit(folder, f"the {name} of base {base.config.path}", module.state_dict(), frozen.state_dict())
-        modules[name] = module.requires_grad_(False).eval().to(base.device)
-    return TunedModel(**modules)
+        check_fit(folder, f"the {name} of {whose}", module.state_dict(), frozen.state_dict())
+        modules[name] = module.eval()
+    model = TunedModel(**{name: module.requires_grad_(False).to(device) for name, module in modules.items()})
+    require_same_architecture(candidate.name, model, pipe, whose)
+    return model
+
+
+def require_same_architecture(name: str, model: TunedModel, pipe: Any, whose: str = "this pipeline") -> None:
+    """Raises ModelError when a text encoder computes otherwise than the pipeline's, whether or not its weights fit."""
+    for part, encoder in model.encoders.items():
+        frozen = getattr(pipe, part, None)
+        if frozen is None:
+            raise ModelError(f"{name} has a {part}, and {whose} has none")
+        ours, theirs = (cast(Any, each).config for each in (encoder, frozen))
+        for setting in ARCHITECTURE:
+            got, needed = getattr(ours, setting, None), getattr(theirs, setting, None)
+            if got != needed:
+                raise ModelError(f"{name} was tuned on another base: {setting} of its {part} is {got}, and {needed} in {whose}")
 
 
 def load_base(config: BaseConfig, device: torch.device) -> Base:

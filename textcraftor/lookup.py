@@ -1,0 +1,81 @@
+"""Models by the names that people give them, and what of the pipeline is installed beside the library."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from textcraftor import layout
+from textcraftor.candidate import Candidate
+from textcraftor.config import Config
+from textcraftor.errors import ConfigError, ModelError
+from textcraftor.evaluate.scores import Scores
+from textcraftor.generate import with_judged_settings
+
+
+@dataclass(frozen=True)
+class Found:
+    """A candidate, the file with its scores where it was judged, and what to call it in a picture."""
+
+    candidate: Candidate
+    scores: Path
+    label: str
+
+
+def find(model: str, run: Config, root: Path) -> Found:
+    """The model called `model`: base, a candidate of the run, a folder, or a version of the registry, proven.
+
+    root: the workspace.  Raises ModelError when there is none, and what the registry raises.
+    """
+    if model in (layout.BASE, *run.candidates):
+        return Found(Candidate.find(model, root), root / layout.scores_file(model), model)
+    if Path(model).is_dir():
+        return Found(Candidate.at(Path(model)), Path(model) / "evidence/scores.parquet", Path(model).resolve().name)
+    folder = plugin("textcraftor.candidates", "registry")(model, run)
+    number = folder.name.split("-")[0]  # the registry's folders are named VERSION-RUN
+    label = f"version {number}" if model == number else f"{model} ({number})"
+    return Found(Candidate.at(folder), folder / "evidence/scores.parquet", label)
+
+
+def judged_settings(run: Config, found: Found, root: Path) -> Config:
+    """`run` with the settings the model was judged with; unchanged for the base and for weights not judged yet."""
+    if not found.candidate.parts or not found.scores.is_file():
+        return run
+    judged = Scores.read(found.scores)
+    return with_judged_settings(run, judged.proof, root) if judged.digest == found.candidate.digest else run
+
+
+def require_base(run: Config, found: Found, root: Path) -> None:
+    """Raises ModelError when a model was judged on another base than the run's."""
+    judged = judged_settings(run, found, root).base
+    if judged != run.base:
+        raise ModelError(
+            f"{found.label} was judged on base {judged.path}, and this run's is {run.base.path}. Name that base in params.yaml"
+        )
+
+
+def plugin(group: str, name: str) -> Callable[..., Any]:
+    """The function behind a verb or a kind of candidate that needs an orchestrator: ours in `tasks/`, or another package's.
+
+    `tasks/` is in no wheel, since its name is anybody's: it is imported from the checkout that this library runs from.
+    Raises ConfigError outside a checkout, or without the pipeline extra.
+    """
+    checkout = Path(__file__).resolve().parents[1]
+    for entry_point in entry_points(group=group, name=name):
+        if entry_point.dist and entry_point.dist.name == "textcraftor":
+            if not ((checkout / "pyproject.toml").is_file() and (checkout / "tasks/__init__.py").is_file()):
+                continue
+            if str(checkout) != sys.path[0]:
+                sys.path.insert(0, str(checkout))  # before any other module called `tasks`
+        try:
+            return entry_point.load()
+        except ImportError as error:
+            raise ConfigError(
+                f"`{name}` needs the pipeline extra ({error}): `make setup`, or pip install -e '{checkout}[pipeline]'"
+            ) from None
+    raise ConfigError(
+        f"`{name}` belongs to the pipeline (tasks/ and flows/), which is not installed with the library. Get a checkout of the "
+        "project, run `make setup` there, and use its .venv/bin/textcraftor"
+    )

@@ -1,0 +1,1 @@
+"""Style control: blends of text encoders, drawn, saved and compared."""
