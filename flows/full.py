@@ -56,12 +56,15 @@ def tune_and_evaluate(workspace: Workspace, gpus: GpuPool) -> None:
         return started
 
     base = submit("evaluate-base")
-    for mix in config.mixes:
-        encoder = submit(f"train@{mix}")
+    encoders = {mix: submit(f"train@{mix}") for mix in config.mixes}
+    for mix, encoder in encoders.items():
         submit(f"evaluate@{mix}", encoder, base)
         if mix in config.unet_mixes:
             unet = submit(f"train-unet@{mix}", encoder)
             submit(f"evaluate-unet@{mix}", unet, base)
+    for name in config.blends:
+        blend = submit(f"blend@{name}", *encoders.values())
+        submit(f"evaluate-blend@{name}", blend, base)
     wait(stages)
     for stage in stages:
         stage.result()

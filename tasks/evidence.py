@@ -2,7 +2,7 @@
 
 Layout of a candidate's folder, in the registry and on disk after `fetch`:
 
-    text_encoder/  unet/ (when tuned)  proof.json  history.csv  grids/  MODEL_CARD.md
+    text_encoder/  unet/ (when tuned)  proof.json  history.csv  grids/  MODEL_CARD.md   (of a blend: blend.json  parts/)
     evidence/      gate.json (this candidate's record)  scores.parquet  metrics.json  grid.png  report.html
 """
 
@@ -82,10 +82,9 @@ def candidate_digest(name: str, workspace: Workspace) -> str:
 
 def assemble(name: str, record: Record, workspace: Workspace, folder: Path) -> None:
     """Copy a candidate of the workspace and all evidence for or against it into `folder`."""
-    mix = layout.mix_of(name)
-    shutil.copytree(workspace.folder / layout.encoder_folder(mix), folder)
+    shutil.copytree(workspace.folder / layout.candidate_folder(name), folder)
     if layout.has_tuned_unet(name):
-        tuned = workspace.folder / layout.unet_folder(mix)
+        tuned = workspace.folder / layout.unet_folder(layout.mix_of(name))
         shutil.copytree(tuned / "unet", folder / "unet")
         for path in tuned.glob("*.*"):
             shutil.copyfile(path, folder / f"unet-{path.name}")

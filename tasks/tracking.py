@@ -27,10 +27,10 @@ from tasks.evidence import Record, assemble, content_digest, identity
 from tasks.links import evidence_file, report_page
 from tasks.workspace import Workspace
 from textcraftor.candidate import Candidate
-from textcraftor.config import Config
+from textcraftor.config import Config, Weights
 from textcraftor.errors import UserError
 from textcraftor.evaluate.figures import claim_rows, headline, losses, plain_table, read_claims, rule_rows, score_rows
-from textcraftor.layout import STATE, has_tuned_unet, mix_of
+from textcraftor.layout import STATE, blend_of, has_tuned_unet, mix_of
 
 ROOT = Path(__file__).resolve().parents[1]
 STORE = ROOT / STATE / "mlflow"  # where `make full` keeps MLflow's database and artifacts
@@ -134,6 +134,7 @@ def candidate_tags(name: str, record: Record, workspace: Workspace) -> dict[str,
     return {
         "candidate": name,
         "mix": mix_of(name),
+        "blend": _blend(name, workspace.config),
         "profile": workspace.config.profile,
         "digest": record["digest"],
         "gate": "passed" if record["passed"] else "failed",
@@ -161,6 +162,7 @@ def model_card(
         metrics=metrics,
         config=workspace.config,
         mix=mix_of(name),
+        blend=_blend(name, workspace.config),
         headline=headline(metrics, claims),
         losses=losses(metrics, claims),
         scores=plain_table(score_rows(metrics)),
@@ -176,7 +178,8 @@ def _log(mlflow: MlflowClient, run_id: str, name: str, workspace: Workspace, fol
     sections = {"base": config.base, "sampler": config.sampler, "train": config.train, "evaluate": config.evaluate}
     if has_tuned_unet(name):
         sections["train_unet"] = config.train_unet
-    params = {"mix": config.mix[mix_of(name)]} | {section: model.model_dump(mode="json") for section, model in sections.items()}
+    made_of = {"blend": config.blend[blend].weights} if (blend := blend_of(name)) else {"mix": config.mix[mix_of(name)]}
+    params = made_of | {section: model.model_dump(mode="json") for section, model in sections.items()}
     now = int(time.time() * 1000)
     metrics = [Metric(key, value, now, 0) for key, value in _numbers(workspace.metrics(name))]
     for part, file in (("train", "history.csv"), ("train_unet", "unet-history.csv")):
@@ -191,6 +194,11 @@ def _log(mlflow: MlflowClient, run_id: str, name: str, workspace: Workspace, fol
     mlflow.log_artifacts(run_id, str(folder), ARTIFACT)
 
 
+def _blend(name: str, config: Config) -> str:
+    """The weights of a candidate that is a blend, as they are written; empty for any other."""
+    return str(Weights.of(config.blend[blend].weights)) if (blend := blend_of(name)) else ""
+
+
 def _is_complete(mlflow: MlflowClient, run_id: str, folder: Path) -> bool:
     """Whether a run still has its evidence and weights of the same sizes as those in `folder`."""
     stored: dict[str, int | None] = {}
@@ -202,7 +210,10 @@ def _is_complete(mlflow: MlflowClient, run_id: str, folder: Path) -> bool:
             else:
                 stored[str(PurePosixPath(entry.path).relative_to(ARTIFACT))] = entry.file_size
     weights = [
-        path for part in Candidate.find(str(folder), Path()).parts.values() for path in part.rglob("*") if path.is_file()
+        path
+        for part in Candidate.find(str(folder), Path()).parts.values()
+        for path in (part, *part.rglob("*"))
+        if path.is_file()
     ]
     return {"evidence/gate.json", "evidence/scores.parquet"} <= stored.keys() and all(
         stored.get(path.relative_to(folder).as_posix()) == path.stat().st_size for path in weights

@@ -80,9 +80,10 @@ def open_workspace(
     if mixes:
         requested["mixes"] = list(mixes)
     config = resolve(requested, root)
-    # dvc.yaml loops over both lists, so params.yaml needs them even if the profile gives them.
+    # dvc.yaml loops over these lists, so params.yaml needs them even if the profile gives them.
     requested["mixes"] = list(config.mixes)
     requested["unet_mixes"] = list(config.mixes if tune_unet else config.unet_mixes)
+    requested["blends"] = list(config.blends)
     if requested == current:
         return Workspace(root)
     list(named_paths(resolve(requested, root)))  # raises before anything is written

@@ -45,6 +45,8 @@ def sections(stage: dict[str, Any]) -> list[str]:
 @pytest.mark.parametrize("profile", sorted(path.stem for path in config.PROFILES.glob("*.yaml")))
 def test_every_parameter_exists_in_every_profile(profile: str, tmp_path: Path) -> None:
     run = config.load("none.yaml", {"mixes": ["balanced"]} if profile == "tiny" else {}, profile=profile)
+    blend = {run.mixes[0]: config.BlendConfig(weights=("original=1",))}
+    run = run.model_copy(update={"blends": run.mixes[:1], "blend": blend})
     resolved = resolve_sections(run, ROOT, DigestCache(tmp_path / "digests.json"))
     for stage in COMPUTED.values():
         for key in sections(stage):

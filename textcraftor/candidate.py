@@ -2,16 +2,63 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from textcraftor.artifact import digest
-from textcraftor.errors import ModelError, unknown
-from textcraftor.layout import BASE, ENCODERS, encoder_folder, has_tuned_unet, mix_of, unet_folder
+from textcraftor.config import ORIGINAL, Weights
+from textcraftor.errors import ConfigError, ModelError, unknown
+from textcraftor.layout import (
+    BASE,
+    BLENDS,
+    ENCODERS,
+    blend_folder,
+    blend_of,
+    encoder_folder,
+    has_tuned_unet,
+    mix_of,
+    unet_folder,
+)
 
 ENCODER_PARTS = ("text_encoder", "text_encoder_2", "negative_embedding")
 PARTS = (*ENCODER_PARTS, "unet")
+BLEND_FILE = "blend.json"
+BLEND_PARTS = "parts"  # folder of a saved blend's encoders, each laid out like data/encoders/MIX
+
+
+@dataclass(frozen=True)
+class SavedBlend:
+    """A blend of embeddings on disk: its weights, its encoders, and the digests that they had when it was saved."""
+
+    file: Path
+    weights: Weights
+    parts: dict[str, "Candidate"]
+    digests: dict[str, str]
+
+    @classmethod
+    def read(cls, folder: Path) -> "SavedBlend | None":
+        """The blend in a folder; None where there is none, or where it was merged into one encoder.
+
+        Raises ModelError when blend.json is damaged or an encoder is missing.
+        """
+        file = folder / BLEND_FILE
+        if not file.is_file():
+            return None
+        try:
+            record = json.loads(file.read_text(encoding="utf-8"))
+            if record["space"] == "weights":
+                return None
+            weights, digests = (
+                Weights.parse(record["weights"]),
+                {name: str(part["digest"]) for name, part in record["parts"].items()},
+            )
+        except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
+            raise ModelError(f"{file} is damaged ({type(error).__name__}: {error}). Save the blend again") from None
+        if missing := {*weights.names} - {ORIGINAL, *digests}:
+            raise ModelError(f"{file} is damaged: it names no encoder for {', '.join(sorted(missing))}. Save the blend again")
+        return cls(file, weights, {name: Candidate.at(folder / BLEND_PARTS / name) for name in sorted(digests)}, digests)
 
 
 @dataclass(frozen=True)
@@ -23,6 +70,7 @@ class Candidate:
     unet: Path | None = None
     text_encoder_2: Path | None = None  # SDXL's second
     negative_embedding: Path | None = None
+    blend: SavedBlend | None = None  # of other candidates' encoders, in place of all of the above
 
     @property
     def mix(self) -> str:
@@ -31,18 +79,29 @@ class Candidate:
 
     @property
     def parts(self) -> dict[str, Path]:
-        """Folders of the tuned modules, by their names in a diffusers pipeline."""
+        """Folders of the tuned modules, by their names in a diffusers pipeline; of a blend, its file and its encoders'."""
+        if self.blend:
+            parts = {f"{name}/{part}": path for name, each in self.blend.parts.items() for part, path in each.parts.items()}
+            return {BLEND_FILE: self.blend.file, **parts}
         return {part: path for part in PARTS if (path := getattr(self, part))}
 
     @classmethod
     def find(cls, name: str, root: Path) -> "Candidate":
-        """Look a candidate up: `base`, a mix, a mix with its tuned UNet (`MIX-unet`), or a folder laid out like theirs.
+        """Look a candidate up: `base`, a mix, a mix with its tuned UNet (`MIX-unet`), a saved blend (`blend-NAME`), or a folder
+        laid out like theirs.
 
         root: the workspace; a folder is relative to the current one.
         Raises ModelError when there is no such candidate.
         """
         if name == BASE:
             return cls(name)
+        if (blend := blend_of(name)) and not Path(name).is_dir():
+            if not (root / blend_folder(blend)).is_dir():
+                saved = [path.name for path in (root / BLENDS).glob("[!.]*")]
+                raise ModelError(
+                    f"{unknown('blend', blend, saved)} `textcraftor blend NAME=WEIGHT ... --save {blend}` makes it"
+                )
+            return replace(cls.at(root / blend_folder(blend)), name=name)
         mix = mix_of(name)
         encoders = root / encoder_folder(mix)
         if len(Path(name).parts) > 1 or not encoders.is_dir():
@@ -58,7 +117,9 @@ class Candidate:
 
     @classmethod
     def at(cls, folder: Path) -> "Candidate":
-        """The candidate in a folder laid out like data/encoders/MIX. Raises ModelError when it holds none."""
+        """The candidate in a folder laid out like data/encoders/MIX or data/blends/NAME. Raises ModelError for any other."""
+        if blend := SavedBlend.read(folder):
+            return cls(folder.resolve().name, blend=blend)
         return cls(folder.resolve().name, **_encoders(folder), unet=_weights(folder / "unet", optional=True))
 
     @cached_property
@@ -68,7 +129,7 @@ class Candidate:
         return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest() if digests else ""
 
 
-def _encoders(folder: Path) -> dict[str, Path | None]:
+def _encoders(folder: Path) -> dict[str, Any]:
     """The tuned text encoders and negative embedding in a folder. Raises ModelError when there is none."""
     found = {part: _weights(folder / part, optional=True) for part in ENCODER_PARTS}
     return found if any(found.values()) else {"text_encoder": _weights(folder / "text_encoder")}

@@ -20,7 +20,7 @@ from textcraftor.chain.solver import step_of_call
 from textcraftor.config import ORIGINAL, SamplerConfig, Weights, switch_step
 from textcraftor.errors import ConfigError, ModelError
 from textcraftor.models.base import TunedModel, load_modules, require_same_architecture
-from textcraftor.models.blended import combine
+from textcraftor.models.blended import combine, require_recorded_parts
 
 OUTPUTS: Final = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
 """Results of a pipeline's `encode_prompt`, in its order: two of SD 1.x and 2.x, four of SDXL. Arguments of its call, too."""
@@ -33,7 +33,8 @@ Encode = Callable[[Any], Sequence[Tensor]]
 class Control:
     """Text encoders, their weights, and the switch from the pipeline's own encoder to the blend.
 
-    models: by the names in `weights`; `original` is the pipeline's own.  weights: see `Weights`; None: all of the one model.
+    models: by the names in `weights`; `original` is the pipeline's own.  weights: see `Weights`; None: all of the one model,
+    or a saved blend's own.
     switch_at: fraction of the chain from which on the blend conditions the UNet, as in sampling (paper table 4: 10 of 25).
     Raises ConfigError for unknown names and for weights that do not sum to 1.
     """
@@ -47,7 +48,12 @@ class Control:
         if weights is None:
             if len(models) != 1:
                 raise ConfigError(f"{len(models)} encoders need weights, such as {{{', '.join(map(repr, models))}: ...}}")
-            weights = dict.fromkeys(models, 1.0)
+            (only,) = models.values()
+            if isinstance(only, Candidate) and only.blend:
+                require_recorded_parts(only)
+                models, weights = only.blend.parts, only.blend.weights
+            else:
+                weights = dict.fromkeys(models, 1.0)
         self.weights = Weights.of(weights)
         self.weights.require_known(models)
         if not 0 <= switch_at <= 1:
@@ -129,6 +135,8 @@ class Control:
             return dict(zip(OUTPUTS, encode(pipe), strict=False))
         model = self._models[name]
         if isinstance(model, Candidate):
+            if model.blend:
+                raise ModelError(f"{name} is a blend itself. Name its encoders instead, with the product of the weights")
             model = self._models[name] = load_modules(model, pipe)
         else:
             require_same_architecture(name, model, pipe)

@@ -13,8 +13,8 @@ from textcraftor.candidate import Candidate
 from textcraftor.chain.sampler import Sampler
 from textcraftor.config import BaseConfig, ChainConfig, Config, SamplerConfig
 from textcraftor.errors import ModelError
-from textcraftor.models.base import Base, TunedModel, load_base, load_candidate
-from textcraftor.models.blended import BlendedModel
+from textcraftor.models.base import Base, TunedModel, load_base
+from textcraftor.models.blended import BlendedModel, load_model
 
 
 def draw(
@@ -22,7 +22,7 @@ def draw(
 ) -> None:
     """Write a PNG to `out`: the base's image, and the candidate's below it, under `label`. Raises ModelError."""
     base = load_base(config.base, device)
-    tuned = load_candidate(candidate, base)
+    tuned = load_model(candidate, base)
     draw_models(config, base, {label or candidate.name: tuned} if tuned else {}, prompt, seed, out)
 
 

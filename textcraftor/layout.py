@@ -18,6 +18,7 @@ VALIDATION_PAGE: Final = Path("data/prompts/validation.html")
 LATENTS: Final = Path("data/latents")
 ENCODERS: Final = Path("data/encoders")
 UNETS: Final = Path("data/unets")
+BLENDS: Final = Path("data/blends")
 SCORES: Final = Path("data/scores")
 REPORTS: Final = Path("data/reports")
 GATE_RECORD: Final = REPORTS / "gate.json"
@@ -33,6 +34,7 @@ TINY_STATE: Final = STATE / "tiny"
 
 BASE: Final = "base"  # the untuned model, which every other candidate is compared with
 _UNET_SUFFIX: Final = "-unet"  # names of mixes hold no hyphen
+_BLEND_PREFIX: Final = "blend-"
 
 
 def candidate_name(mix: str, unet: bool = False) -> str:
@@ -41,13 +43,33 @@ def candidate_name(mix: str, unet: bool = False) -> str:
 
 
 def mix_of(candidate: str) -> str:
-    """The mix that a candidate was trained on, by the candidate's name."""
-    return candidate.removesuffix(_UNET_SUFFIX)
+    """The mix that a candidate was trained on, by the candidate's name; empty for a blend."""
+    return "" if blend_of(candidate) else candidate.removesuffix(_UNET_SUFFIX)
 
 
 def has_tuned_unet(candidate: str) -> bool:
     """Whether a candidate's UNet is tuned too, by the candidate's name."""
     return candidate.endswith(_UNET_SUFFIX)
+
+
+def blend_candidate(blend: str) -> str:
+    """The candidate that a saved blend is."""
+    return _BLEND_PREFIX + blend
+
+
+def blend_of(candidate: str) -> str:
+    """The saved blend that a candidate is, by the candidate's name; empty for any other."""
+    return candidate.removeprefix(_BLEND_PREFIX) if candidate.startswith(_BLEND_PREFIX) else ""
+
+
+def blend_folder(blend: str) -> Path:
+    """Output of `blend --save BLEND`: blend.json, proof.json, and parts/ or the merged modules."""
+    return BLENDS / blend
+
+
+def candidate_folder(candidate: str) -> Path:
+    """Where a candidate's encoders are: the output of `train` or of `blend`."""
+    return blend_folder(blend) if (blend := blend_of(candidate)) else encoder_folder(mix_of(candidate))
 
 
 def encoder_folder(mix: str) -> Path:

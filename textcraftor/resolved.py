@@ -39,6 +39,8 @@ def resolve_sections(config: Config, root: Path, digests: "DigestCache") -> dict
     return {
         "mixes": list(config.mixes),
         "unet_mixes": list(config.unet_mixes),
+        "blends": list(config.blends),
+        "blend": {name: config.blend[name].model_dump(mode="json") for name in config.blends},
         "cpu_threads": config.cpu_threads,
         **{
             name: _with_digests(getattr(config, name), root, digests)

@@ -59,6 +59,8 @@ def test_extrapolation_is_allowed_and_said() -> None:
 
 
 def test_a_configured_blend_is_checked_when_it_is_read() -> None:
-    assert Weights.of(BlendConfig(weights={"original": 0.5, "a": "0.5@0..1"}).weights).names == ["original", "a"]
+    written = BlendConfig.model_validate({"weights": {"original": 0.5, "a": "0.5@0.2..1"}})
+    assert written.weights == ("original=0.5", "a=0.5@0.2..1")
+    assert written == BlendConfig.model_validate({"weights": list(written.weights)})
     with pytest.raises(ValueError, match="is no weight"):
-        BlendConfig(weights={"a": "half"})
+        BlendConfig.model_validate({"weights": {"a": "half"}})

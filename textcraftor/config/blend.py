@@ -151,8 +151,9 @@ class Weights:
 class BlendConfig(Section):
     """A blend that is a candidate like any other. Its parts are the original and mixes of the run."""
 
-    weights: dict[str, float | str] = Field(
-        description="encoder -> weight, or WEIGHT@FROM..TO for a part of the chain; `original` is the base's own"
+    weights: tuple[str, ...] = Field(
+        description="encoder: weight, or encoder: WEIGHT@FROM..TO for a part of the chain, or a list of NAME=WEIGHT@FROM..TO; "
+        "`original` is the base's own encoder"
     )
     space: Literal["embeddings", "weights"] = Field(
         "embeddings",
@@ -160,11 +161,12 @@ class BlendConfig(Section):
         "weights: the encoders' weights, merged into a single encoder, which costs nothing more when drawing",
     )
 
-    @field_validator("weights")
+    @field_validator("weights", mode="before")
     @classmethod
-    def _are_weights(cls, weights: dict[str, float | str]) -> dict[str, float | str]:
+    def _are_weights(cls, weights: Any) -> tuple[str, ...]:
+        if not isinstance(weights, Mapping | list | tuple):
+            raise ValueError(f"weights are a mapping such as {{original: 0.5, balanced: 0.5}}, got {weights!r}")
         try:
-            Weights.of(weights)
+            return tuple(map(str, Weights.of(weights).terms))
         except ConfigError as error:
             raise ValueError(str(error)) from None
-        return weights

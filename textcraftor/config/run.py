@@ -5,14 +5,15 @@ import os
 from pydantic import Field, model_validator
 
 from textcraftor.config.base import BaseConfig, ChainConfig, PrepareConfig, SamplerConfig, switch_step
+from textcraftor.config.blend import ORIGINAL, BlendConfig, Weights
 from textcraftor.config.downloads import Download
 from textcraftor.config.judging import MATRIX, ORACLE_JUDGES, EvaluateConfig, GateConfig, RegistryConfig
 from textcraftor.config.prompts import PromptsConfig
 from textcraftor.config.rewards import Mix, RewardConfig
 from textcraftor.config.section import Name, Positive, Section
 from textcraftor.config.training import TrainConfig, TuneConfig
-from textcraftor.errors import unknown
-from textcraftor.layout import candidate_name
+from textcraftor.errors import ConfigError, unknown
+from textcraftor.layout import blend_candidate, candidate_name
 
 
 class Config(Section):
@@ -21,6 +22,7 @@ class Config(Section):
     profile: str = Field(description="name or file of the profile, as written")
     mixes: tuple[Name, ...] = Field(min_length=1, description="mixes to train, of those in `mix`")
     unet_mixes: tuple[Name, ...] = Field((), description="of these mixes, those whose UNet is tuned too")
+    blends: tuple[Name, ...] = Field((), description="blends to save and judge, of those in `blend`")
     prompts: PromptsConfig
     downloads: dict[Name, Download] = Field(
         default_factory=dict, description="what `textcraftor fetch` downloads; empty when everything is shipped"
@@ -34,6 +36,7 @@ class Config(Section):
     )
     rewards: dict[Name, RewardConfig] = Field(description="reward models by name, for mixes and as judges")
     mix: dict[Name, Mix] = Field(description="reward mixes by name: reward -> weight; loss = -sum of weight * reward")
+    blend: dict[Name, BlendConfig] = Field(default_factory=dict, description="blends of the original and mixes, by name")
     prepare: PrepareConfig = PrepareConfig()
     train: TrainConfig = TrainConfig()
     train_unet: TuneConfig = TuneConfig()
@@ -50,6 +53,8 @@ class Config(Section):
         for name in self.unet_mixes:
             if name not in self.mixes:
                 raise ValueError(f"unet_mixes: {unknown('mix', name, self.mixes)}")
+        for name in self.blends:
+            self._check_blend(name)
         for name in ORACLE_JUDGES:
             if name in self.rewards:
                 raise ValueError(
@@ -128,6 +133,18 @@ class Config(Section):
         ]
         return bool(paths[0] & paths[1]) or (not any(paths) and first.kind == second.kind)
 
+    def _check_blend(self, name: str) -> None:
+        if name not in self.blend:
+            raise ValueError(f"blends: {unknown('blend', name, self.blend)}")
+        weights, steps = Weights.of(self.blend[name].weights), self.chain.num_inference_steps
+        for part in weights.names:
+            if part not in (ORIGINAL, *self.mixes):
+                raise ValueError(f"blend.{name}: {unknown('encoder', part, (ORIGINAL, *self.mixes))}")
+        try:
+            weights.stages(switch_step(self.sampler.switch_at, steps), steps)
+        except ConfigError as error:
+            raise ValueError(f"blend.{name}: {error}") from None
+
     def _check_mix(self, name: str, weights: Mix) -> None:
         for reward in weights:
             if reward not in self.rewards:
@@ -151,5 +168,6 @@ class Config(Section):
 
     @property
     def candidates(self) -> tuple[str, ...]:
-        """Every candidate of the run, the base excluded: each mix, then each mix with its UNet."""
-        return (*self.mixes, *(candidate_name(mix, unet=True) for mix in self.unet_mixes))
+        """Every candidate of the run, the base excluded: each mix, each mix with its UNet, each blend."""
+        unets = (candidate_name(mix, unet=True) for mix in self.unet_mixes)
+        return (*self.mixes, *unets, *map(blend_candidate, self.blends))

@@ -25,7 +25,8 @@ from textcraftor.evaluate.report import GRID_PROMPTS, Evaluation, write_report
 from textcraftor.evaluate.scores import DIVERSITY, ORACLE, Scores
 from textcraftor.evaluate.statistics import compare
 from textcraftor.layout import BASE, report_folder, scores_file
-from textcraftor.models.base import load_base, load_candidate
+from textcraftor.models.base import load_base
+from textcraftor.models.blended import load_model
 from textcraftor.rewards import Reward, load_reward
 
 
@@ -120,7 +121,7 @@ def _generate(
     """Every image of the plan, or this process's. The models are freed on return, before any judge is loaded."""
     latents = read_heldout_latents(config, root)
     sampler = Sampler(load_base(config.base.at(root), device), config.chain, config.sampler.switch_at)
-    tuned = load_candidate(model, sampler.base)
+    tuned = load_model(model, sampler.base)
     return generate_images(
         rows,
         lambda prompts, seeds, indices: sampler.generate(prompts, seeds, tuned, latents[indices]),

@@ -36,6 +36,21 @@ class BlendedModel:
         return [(step, _blend_conditionings(said, weights)) for step, weights in stages]
 
 
+def load_model(candidate: Candidate, base: Base) -> TunedModel | BlendedModel | None:
+    """What draws a candidate: its modules, those of a saved blend, or None for the base. Raises ModelError."""
+    if candidate.blend is None:
+        return load_candidate(candidate, base)
+    require_recorded_parts(candidate)
+    return load_blend(candidate.blend.parts, candidate.blend.weights, base)
+
+
+def require_recorded_parts(candidate: Candidate) -> None:
+    """Raises ModelError when an encoder of a saved blend is another than when it was saved."""
+    for name, part in candidate.blend.parts.items() if candidate.blend else ():
+        if part.digest != candidate.blend.digests[name]:  # type: ignore[union-attr]
+            raise ModelError(f"{candidate.name}: its part {name} was changed after the blend was saved. Save the blend again")
+
+
 def combine(tensors: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """sum_k weights[k] * tensors[k], computed in float32, in the first's dtype. A single weight of 1 gives that very tensor."""
     (first, *_), dtype = weights, tensors[next(iter(weights))].dtype
@@ -52,6 +67,8 @@ def load_blend(candidates: Mapping[str, Candidate], weights: Weights, base: Base
     """
     weights.require_known(candidates)
     used = {term.name for term in weights.terms if term.weight} - {ORIGINAL}
+    if nested := [name for name in sorted(used) if candidates[name].blend]:
+        raise ModelError(f"{', '.join(nested)} is a blend itself. Name its encoders instead, with the product of the weights")
     models: dict[str, TunedModel | None] = {name: load_candidate(candidates[name], base) for name in sorted(used)}
     for name, model in models.items():
         if model and model.unet:

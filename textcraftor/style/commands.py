@@ -1,7 +1,8 @@
 """The verbs of style control."""
 
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -9,47 +10,88 @@ from textcraftor import config as configuration
 from textcraftor.errors import ConfigError
 from textcraftor.options import PARAMS, Device, Params, Profile, require_prompt
 
+Arguments = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[NAME=WEIGHT]... [PROMPT]",
+        help="The weights, which sum to 1, and what to draw. NAME: `original`, a candidate, version or folder. "
+        "NAME=WEIGHT@FROM..TO holds in a part of the chain only.",
+    ),
+]
+Space = Annotated[
+    Literal["embeddings", "weights"] | None,
+    typer.Option(
+        help="embeddings (the default): each encoder runs. weights: they are merged into one encoder, which is cheaper."
+    ),
+]
+
 
 def blend(
-    arguments: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="NAME=WEIGHT... PROMPT",
-            help="The weights, which sum to 1, and what to draw. NAME: `original`, a candidate, version or folder. "
-            "NAME=WEIGHT@FROM..TO holds in a part of the chain only.",
-        ),
-    ],
+    arguments: Arguments = None,
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("blend.png"),
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
+    space: Space = None,
+    save: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BLEND", help="Save the blend to data/blends/BLEND. Without weights, as `blend.BLEND` defines it."
+        ),
+    ] = None,
     params: Params = PARAMS,
     profile: Profile = None,
     device: Device = "auto",
 ) -> None:
-    """Blend text encoders and draw one picture: the base and the blend side by side, from the same noise."""
-    terms = [each for each in arguments if configuration.is_term(each)]
-    words = [each for each in arguments if not configuration.is_term(each)]
-    if len(words) != 1:
+    """Blend text encoders: draw the base and the blend side by side, from the same noise; or save the blend as a candidate."""
+    terms = [each for each in arguments or () if configuration.is_term(each)]
+    words = [each for each in arguments or () if not configuration.is_term(each)]
+    if len(words) > 1 or not (words or save):
         got = f"{len(words)}: {', '.join(map(repr, words))}" if words else "none"
         raise ConfigError(
             f"A blend is drawn for one prompt, got {got}. Write weights as NAME=WEIGHT, and the prompt in quotes: "
             'textcraftor blend original=0.5 balanced=0.5 "a small red circle"'
         )
-    require_prompt(words[0])
-    weights = configuration.Weights.parse(terms)
-    run = configuration.load(params, profile=profile)
-    weights.stages(
-        configuration.switch_step(run.sampler.switch_at, run.chain.num_inference_steps), run.chain.num_inference_steps
-    )
+    for each in words:
+        require_prompt(each)
+    run, root = configuration.load(params, profile=profile), params.parent
+    settings = _settings(terms, space, save, run)
+    weights, steps = configuration.Weights.of(settings.weights), run.chain.num_inference_steps
+    weights.stages(configuration.switch_step(run.sampler.switch_at, steps), steps)  # raises before anything is loaded
     from textcraftor.device import choose_device
-    from textcraftor.generate import draw_models
-    from textcraftor.models.base import load_base
-    from textcraftor.models.blended import load_blend
+    from textcraftor.style.drawing import draw_blend
     from textcraftor.style.parts import find_parts
+    from textcraftor.style.saving import save_blend
 
-    parts = find_parts(weights, run, params.parent)
+    parts = find_parts(weights, run, root)
     if weights.extrapolates:
         typer.echo(f"{weights.extrapolates}: extrapolates beyond the encoders", err=True)
-    run = run.at(params.parent)
-    base = load_base(run.base, choose_device(device, run.cpu_threads))
-    draw_models(run, base, {"blend": load_blend(parts, weights, base)}, words[0], seed, out)
-    typer.echo(out)
+    for each in words:
+        draw_blend(settings, parts, run.at(root), each, seed, out, choose_device(device, run.cpu_threads))
+        typer.echo(out)
+    if save:
+        typer.echo(save_blend(save, settings, parts, run, root))
+        if save not in run.blends:
+            typer.echo(
+                f"To judge it like a mix, put into {params}: blends: [{save}] and "
+                f"blend: {{{save}: {{weights: [{', '.join(settings.weights)}], space: {settings.space}}}}}",
+                err=True,
+            )
+
+
+def _settings(
+    terms: list[str], space: Literal["embeddings", "weights"] | None, save: str | None, run: configuration.Config
+) -> configuration.BlendConfig:
+    """The blend that the command line gives, or that the configuration has under the name to save."""
+    named = run.blend.get(save) if save else None
+    if save and not re.fullmatch(r"[a-z0-9][a-z0-9_]*", save):
+        raise ConfigError(f"--save {save}: a blend's name has small letters, digits and _ only, such as soft_2")
+    if not terms:
+        if named is None:
+            raise ConfigError("A blend needs weights, such as: original=0.5 balanced=0.5")
+        return named
+    written = map(str, configuration.Weights.parse(terms).terms)
+    given = configuration.BlendConfig(weights=tuple(written), space=space or "embeddings")
+    if named is not None and named != given:
+        raise ConfigError(
+            f"--save {save}: the configuration has another blend.{save}. Leave the weights out, or take another name"
+        )
+    return given
