@@ -47,7 +47,7 @@ def tune_and_evaluate(workspace: Workspace, gpus: GpuPool) -> None:
     they reached.
     """
     config = workspace.config
-    concurrency = gpus.concurrency(len(config.mixes) + 1)
+    concurrency = gpus.concurrency(len(config.all_mixes) + 1)
     stages: list[PrefectFuture[Outcome]] = []
 
     def submit(stage: str, *after: PrefectFuture[Outcome]) -> PrefectFuture[Outcome]:
@@ -56,9 +56,11 @@ def tune_and_evaluate(workspace: Workspace, gpus: GpuPool) -> None:
         return started
 
     base = submit("evaluate-base")
-    encoders = {mix: submit(f"train@{mix}") for mix in config.mixes}
-    for mix, encoder in encoders.items():
-        submit(f"evaluate@{mix}", encoder, base)
+    encoders: dict[str, PrefectFuture[Outcome]] = {}
+    for mix in config.all_mixes:
+        start = config.curriculum.get(mix)
+        encoder = encoders[mix] = submit(f"train-after@{mix}", encoders[start]) if start else submit(f"train@{mix}")
+        submit(f"evaluate-after@{mix}" if start else f"evaluate@{mix}", encoder, base)
         if mix in config.unet_mixes:
             unet = submit(f"train-unet@{mix}", encoder)
             submit(f"evaluate-unet@{mix}", unet, base)

@@ -82,7 +82,8 @@ def open_workspace(
     config = resolve(requested, root)
     # dvc.yaml loops over these lists, so params.yaml needs them even if the profile gives them.
     requested["mixes"] = list(config.mixes)
-    requested["unet_mixes"] = list(config.mixes if tune_unet else config.unet_mixes)
+    requested["unet_mixes"] = list(config.all_mixes if tune_unet else config.unet_mixes)
+    requested["curriculum"] = dict(config.curriculum)
     requested["blends"] = list(config.blends)
     if requested == current:
         return Workspace(root)

@@ -28,7 +28,7 @@ ELSEWHERE = {"rewards"}
 
 @pytest.mark.parametrize("name", STAGES)
 def test_the_command_is_a_verb_that_parses(name: str) -> None:
-    program, verb, *arguments = shlex.split(STAGES[name]["cmd"].replace("${item}", "balanced"))
+    program, verb, *arguments = shlex.split(STAGES[name]["cmd"].replace("${item}", "balanced").replace("${key}", "balanced"))
     command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
     assert program == "textcraftor"
     command.make_context(verb, arguments)
@@ -39,7 +39,7 @@ def sections(stage: dict[str, Any]) -> list[str]:
     (params,) = stage["params"]
     ((path, keys),) = params.items()
     assert path == "data/resolved.json"
-    return [key.replace("${item}", "balanced") for key in keys]
+    return [key.replace("${item}", "balanced").replace("${key}", "balanced") for key in keys]
 
 
 @pytest.mark.parametrize("profile", sorted(path.stem for path in config.PROFILES.glob("*.yaml")))

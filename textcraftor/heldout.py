@@ -58,13 +58,16 @@ def fingerprint(reward: RewardConfig) -> Fingerprint:
     return Fingerprint(total, tuple(key[:16] for key in largest))
 
 
-def require_held_out(config: Config, mix: Mapping[str, float], root: Path) -> dict[str, Any]:
+def require_held_out(
+    config: Config, mix: Mapping[str, float], root: Path, earlier: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The fingerprints of a mix's rewards as JSON, by name, for the proof of what is trained on them.
 
-    mix: reward -> weight.  root: the workspace.
+    mix: reward -> weight.  root: the workspace.  earlier: fingerprints as JSON of what the encoder was trained on before.
     Raises ConfigError when one of the rewards has the weights of a held-out judge.
     """
     trained = {name: fingerprint(config.rewards[name].at(root)) for name, weight in mix.items() if weight}
+    before = {name: Fingerprint.from_json(each) for name, each in (earlier or {}).items()}
     for judge in config.evaluate.heldout_judges:
         name = judge.removesuffix(MATRIX)
         reward = same_weights(fingerprint(config.rewards[name].at(root)), trained) if name in config.rewards else None
@@ -73,7 +76,13 @@ def require_held_out(config: Config, mix: Mapping[str, float], root: Path) -> di
                 f"The mix trains on {reward!r} ({config.rewards[reward].path}), which has the weights of the held-out judge "
                 f"{judge!r} ({config.rewards[name].path}). Take it out of the mix, or name other evaluate.heldout_judges"
             )
-    return {name: each.as_json() for name, each in trained.items()}
+        if name in config.rewards and (reward := same_weights(fingerprint(config.rewards[name].at(root)), before)):
+            raise ConfigError(
+                f"The encoder to start from was trained on {reward!r}, which has the weights of the held-out judge {judge!r}. "
+                "Start from another, or name other evaluate.heldout_judges"
+            )
+    new = {name if before.get(name, each) == each else f"{name} (now)": each for name, each in trained.items()}
+    return {name: each.as_json() for name, each in {**before, **new}.items()}
 
 
 def same_weights(judge: Fingerprint, trained: Mapping[str, Fingerprint]) -> str | None:

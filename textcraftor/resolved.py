@@ -38,6 +38,7 @@ def resolve_sections(config: Config, root: Path, digests: "DigestCache") -> dict
     diversity = config.evaluate.diversity_judge
     return {
         "mixes": list(config.mixes),
+        "curriculum": dict(config.curriculum),
         "unet_mixes": list(config.unet_mixes),
         "blends": list(config.blends),
         "blend": {name: config.blend[name].model_dump(mode="json") for name in config.blends},
@@ -48,7 +49,7 @@ def resolve_sections(config: Config, root: Path, digests: "DigestCache") -> dict
         },
         "mix": {
             mix: {name: {"weight": weight, **rewards[name]} for name, weight in config.mix[mix].items() if weight}
-            for mix in config.mixes
+            for mix in config.all_mixes
         },
         "evaluate": {
             **_with_digests(config.evaluate, root, digests),

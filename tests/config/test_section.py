@@ -36,6 +36,7 @@ NO_FILES = {
     "GateRule.why",
     "RegistryConfig.name",
     "Config.mixes",
+    "Config.curriculum",
     "Config.unet_mixes",
     "Config.blends",
     "Config.blend",
@@ -86,6 +87,7 @@ def test_named_files_finds_every_marked_field() -> None:
         "RewardConfig.head",
         "RewardConfig.tokenizer",
         "FileSource.path",
+        "TrainConfig.start_from",
         "Download.to",
     }
     base = BaseConfig(path="a", config="b", tiny_vae="c")

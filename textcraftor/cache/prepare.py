@@ -56,7 +56,7 @@ def heldout_rows(config: Config, root: Path) -> tuple[list[str], list[str], list
 
 def trained_rewards(config: Config) -> list[str]:
     """The rewards that the selected mixes weigh, in a stable order."""
-    return sorted({reward for mix in config.mixes for reward, weight in config.mix[mix].items() if weight})
+    return sorted({reward for mix in config.all_mixes for reward, weight in config.mix[mix].items() if weight})
 
 
 def prepare(config: Config, root: Path, device: torch.device) -> None:

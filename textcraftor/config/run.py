@@ -1,6 +1,7 @@
 """The configuration of a whole run: all sections, and the checks across them."""
 
 import os
+from pathlib import Path
 
 from pydantic import Field, model_validator
 
@@ -13,7 +14,7 @@ from textcraftor.config.rewards import Mix, RewardConfig
 from textcraftor.config.section import Name, Positive, Section
 from textcraftor.config.training import TrainConfig, TuneConfig
 from textcraftor.errors import ConfigError, unknown
-from textcraftor.layout import blend_candidate, candidate_name
+from textcraftor.layout import ENCODERS, blend_candidate, candidate_name
 
 
 class Config(Section):
@@ -21,7 +22,12 @@ class Config(Section):
 
     profile: str = Field(description="name or file of the profile, as written")
     mixes: tuple[Name, ...] = Field(min_length=1, description="mixes to train, of those in `mix`")
-    unet_mixes: tuple[Name, ...] = Field((), description="of these mixes, those whose UNet is tuned too")
+    curriculum: dict[Name, Name] = Field(
+        default_factory=dict,
+        description="mixes to train after others: mix -> the mix whose tuned encoder it starts from. The frozen encoder, "
+        "before the switch, stays the base's",
+    )
+    unet_mixes: tuple[Name, ...] = Field((), description="of all these mixes, those whose UNet is tuned too")
     blends: tuple[Name, ...] = Field((), description="blends to save and judge, of those in `blend`")
     prompts: PromptsConfig
     downloads: dict[Name, Download] = Field(
@@ -46,13 +52,14 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _facts_across_sections(self) -> "Config":
-        for name in self.mixes:
+        self._check_curriculum()
+        for name in self.all_mixes:
             if name not in self.mix:
                 raise ValueError(f"mixes: {unknown('mix', name, self.mix)}")
             self._check_mix(name, self.mix[name])
         for name in self.unet_mixes:
-            if name not in self.mixes:
-                raise ValueError(f"unet_mixes: {unknown('mix', name, self.mixes)}")
+            if name not in self.all_mixes:
+                raise ValueError(f"unet_mixes: {unknown('mix', name, self.all_mixes)}")
         for name in self.blends:
             self._check_blend(name)
         for name in ORACLE_JUDGES:
@@ -133,13 +140,29 @@ class Config(Section):
         ]
         return bool(paths[0] & paths[1]) or (not any(paths) and first.kind == second.kind)
 
+    def _check_curriculum(self) -> None:
+        for name in self.curriculum:
+            if name in self.mixes:
+                raise ValueError(f"curriculum: {name} starts from {self.curriculum[name]}, so take it out of `mixes`")
+        for name, start in self.curriculum.items():
+            if start not in (*self.mixes, *self.curriculum):
+                raise ValueError(f"curriculum.{name}: {unknown('mix', start, (*self.mixes, *self.curriculum))}")
+        if left := self.curriculum.keys() - self.all_mixes:
+            raise ValueError(
+                f"curriculum: {', '.join(sorted(left))} start from each other. Let one start from a mix in `mixes`"
+            )
+        if self.train.start_from and Path(self.train.start_from).is_relative_to(ENCODERS):
+            raise ValueError(
+                f"train.start_from = {self.train.start_from} is an output of this run. Name the mixes in `curriculum` instead"
+            )
+
     def _check_blend(self, name: str) -> None:
         if name not in self.blend:
             raise ValueError(f"blends: {unknown('blend', name, self.blend)}")
         weights, steps = Weights.of(self.blend[name].weights), self.chain.num_inference_steps
         for part in weights.names:
-            if part not in (ORIGINAL, *self.mixes):
-                raise ValueError(f"blend.{name}: {unknown('encoder', part, (ORIGINAL, *self.mixes))}")
+            if part not in (ORIGINAL, *self.all_mixes):
+                raise ValueError(f"blend.{name}: {unknown('encoder', part, (ORIGINAL, *self.all_mixes))}")
         try:
             weights.stages(switch_step(self.sampler.switch_at, steps), steps)
         except ConfigError as error:
@@ -167,7 +190,15 @@ class Config(Section):
         return self.chain.model_copy(update={"num_inference_steps": steps})
 
     @property
+    def all_mixes(self) -> tuple[str, ...]:
+        """Every mix that is trained, each after the one that it starts from."""
+        ordered = list(self.mixes)
+        for _ in self.curriculum:
+            ordered += [mix for mix, start in self.curriculum.items() if start in ordered and mix not in ordered]
+        return tuple(ordered)
+
+    @property
     def candidates(self) -> tuple[str, ...]:
         """Every candidate of the run, the base excluded: each mix, each mix with its UNet, each blend."""
         unets = (candidate_name(mix, unet=True) for mix in self.unet_mixes)
-        return (*self.mixes, *unets, *map(blend_candidate, self.blends))
+        return (*self.all_mixes, *unets, *map(blend_candidate, self.blends))

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from textcraftor.config.section import Fraction, Positive, Section
+from textcraftor.config.section import Fraction, NamedFile, Positive, Section
 
 
 class TuneConfig(Section):
@@ -108,6 +108,11 @@ class TrainConfig(TuneConfig):
         0.8,
         description="fraction of the chain at which the tuned text encoder takes over in training; the steps before it are "
         "computed once and cached",
+    )
+    start_from: NamedFile | None = Field(
+        None,
+        description="folder of a candidate (a trained, downloaded or merged one) whose encoders every mix starts from, in "
+        "place of the base's. To start a mix from another mix of this run, see `curriculum`",
     )
     encoders: tuple[Literal["text_encoder", "text_encoder_2"], ...] = Field(
         ("text_encoder",),

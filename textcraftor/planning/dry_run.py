@@ -19,6 +19,7 @@ from textcraftor.training.data import Batch
 from textcraftor.training.objective import Objective
 from textcraftor.training.optimizer import adamw
 from textcraftor.training.stages import encoder_parts, in_one_module
+from textcraftor.training.start import find_start
 
 
 def dry_run(config: Config, mix: str, root: Path, device: torch.device) -> bool:
@@ -52,7 +53,7 @@ def one_batch(config: Config, mix: str, root: Path, device: torch.device) -> str
     distinct, source = some_prompts(config, root, tune.batch_size // tune.images_per_prompt)
     prompts = [prompt for prompt in distinct for _ in range(tune.images_per_prompt)]
     base = load_base(config.base.at(root), device)
-    parts = encoder_parts(base, tune)
+    parts = encoder_parts(base, tune, find_start(config, mix, root))
     module = in_one_module(parts)
     rewards = load_rewards(config.at(root).rewards, weights, device, tune.reward_dtype)
     features = {name: reward.text_features(prompts) for name, reward in rewards.items()}

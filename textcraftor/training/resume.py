@@ -42,7 +42,8 @@ def run_facts(
     section: of `tune` in the configuration, `train` or `train_unet`.  parts: the modules that are tuned.  weights: of the
     rewards in the mix.  record: the proof, for its digests of models and inputs and its library versions.
     """
-    apart = OUTPUT_SETTINGS | EXECUTION_SETTINGS | {"batch_size", "accumulation"}
+    # Where training starts counts by its digest, which is among the inputs.
+    apart = OUTPUT_SETTINGS | EXECUTION_SETTINGS | {"batch_size", "accumulation", "start_from"}
     samples = tune.batch_size * tune.accumulation * data_parallel.world_size()
     base = config.base.model_dump(
         mode="json", exclude={*config.base.own_files(), "revision", "vae_slicing", "vae_gradient_checkpointing"}

@@ -37,6 +37,7 @@ from textcraftor.training.holder import sole_holder
 from textcraftor.training.inline import InlineFeatures, InlinePrefixes
 from textcraftor.training.objective import Objective
 from textcraftor.training.resume import FINISHED, describe_other_checkpoints, run_facts
+from textcraftor.training.start import Start, find_start
 from textcraftor.training.trainer import Trainer
 
 PREVIEW_PROMPTS = 8  # in a sample grid
@@ -49,12 +50,15 @@ def train_text_encoder(config: Config, mix: str, root: Path, device: torch.devic
     for missing or stale inputs, TrainingError when a loss is not finite.
     """
     weights, tune = _mix_weights(config, mix), config.train
-    trained_weights = require_held_out(config, weights, root)
+    start = find_start(config, mix, root)
+    trained_weights = require_held_out(config, weights, root, start.trained_weights if start else None)
     device = data_parallel.start(device)
     base = load_base(config.base.at(root), device)
-    parts = encoder_parts(base, tune)
+    parts = encoder_parts(base, tune, start)
     trainer, inputs = _build_trainer(config, tune, weights, root, base, TunedModel(**parts), parts)
-    record = {**_proof(config, root, tune, weights, inputs), "trained_weights": trained_weights}
+    record = _proof(config, root, tune, weights, {**inputs, **(start.inputs if start else {})})
+    if start is None or start.trained_weights is not None:  # otherwise nobody knows, and the gate lets nothing pass
+        record["trained_weights"] = trained_weights
     return _run(trainer, "train", mix, record, config, root, parts)
 
 
@@ -79,8 +83,13 @@ def train_unet(config: Config, mix: str, root: Path, device: torch.device) -> Pa
     return _run(trainer, "train-unet", mix, record, config, root, unet, meta_copies)
 
 
-def encoder_parts(base: Base, tune: TrainConfig) -> dict[str, Any]:
-    """The tuned modules that condition the UNet, by the names of a candidate's folders: text encoders, negative embedding."""
+def encoder_parts(base: Base, tune: TrainConfig, start: Start | None = None) -> dict[str, Any]:
+    """The tuned modules that condition the UNet, by the names of a candidate's folders: text encoders, negative embedding.
+
+    start: a candidate whose modules they start from, in place of the base's.  Raises ModelError where it has others.
+    """
+    if start:
+        return {name: _as_trained(module, tune) for name, module in start.modules(base, tune).items()}
     parts: dict[str, Any] = {name: _trainable(base, name, tune) for name in sorted(set(tune.encoders))}
     if tune.negative_embedding:
         with torch.no_grad():
@@ -96,8 +105,12 @@ def in_one_module(parts: Mapping[str, nn.Module]) -> nn.Module:
 
 def _trainable(base: Base, name: str, tune: TuneConfig) -> nn.Module:
     """A copy of the base's module in which every weight, or a low-rank update, is trained."""
-    module = base.trainable(name)
-    return add_lora(module, tune) if tune.method == "lora" else module
+    return _as_trained(base.trainable(name), tune)
+
+
+def _as_trained(module: nn.Module, tune: TuneConfig) -> nn.Module:
+    lora = tune.method == "lora" and not isinstance(module, NegativeEmbedding)
+    return add_lora(module, tune) if lora else module
 
 
 def _mix_weights(config: Config, mix: str) -> dict[str, float]:
