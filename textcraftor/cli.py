@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -146,6 +146,15 @@ def generate(
     model: Annotated[str, typer.Option(help="champion, challenger, a version, a candidate, or a folder.")] = "champion",
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("generated.png"),
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
+    task: Annotated[
+        Literal["text2img", "img2img", "inpaint"],
+        typer.Option(help="text2img; img2img redraws --image; inpaint redraws the white part of --mask in --image."),
+    ] = "text2img",
+    image: Annotated[Path | None, typer.Option(help="The picture to redraw.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="Of the size of --image: white is redrawn, black is kept.")] = None,
+    strength: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the chain that redraws --image: 1 keeps nothing of it.")
+    ] = 0.8,
     params: Params = PARAMS,
     profile: Profile = None,
     device: Device = "auto",
@@ -158,12 +167,18 @@ def generate(
     run = configuration.load(params, profile=profile)
     from textcraftor import lookup
     from textcraftor.device import choose_device
+    from textcraftor.edit import edit, read_given
     from textcraftor.generate import draw
 
     root = params.parent
+    given = read_given(task, image, mask, strength, run.chain.num_inference_steps)
     found = lookup.find(model, run, root)
-    run = lookup.judged_settings(run, found, root)
-    draw(run.at(root), found.candidate, prompt, seed, out, choose_device(device, run.cpu_threads), found.label)
+    run = lookup.judged_settings(run, found, root).at(root)
+    chosen = choose_device(device, run.cpu_threads)
+    if given is None:
+        draw(run, found.candidate, prompt, seed, out, chosen, found.label)
+    else:
+        edit(run, found.candidate, given, prompt, seed, out, chosen, found.label)
     typer.echo(out)
 
 

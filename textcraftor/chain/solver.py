@@ -94,7 +94,7 @@ class Solver:
 
     def __init__(self, chain: ChainConfig, scheduler_config: Mapping[str, Any], device: torch.device):
         self.name = chain.scheduler
-        self._scheduler = _make_scheduler(chain, scheduler_config)
+        self._scheduler = make_scheduler(chain, scheduler_config)
         self.timesteps = self._scheduler.timesteps.to(device)
         self._extra = max(0, len(self.timesteps) - chain.num_inference_steps * self._scheduler.order)
         self._states = self._trace_states()
@@ -214,7 +214,7 @@ def step_of_call(call: int, calls: int, num_inference_steps: int, order: int) ->
     return max(0, call - extra) // order
 
 
-def _make_scheduler(chain: ChainConfig, scheduler_config: Mapping[str, Any]) -> Any:
+def make_scheduler(chain: ChainConfig, scheduler_config: Mapping[str, Any]) -> Any:
     """The chain's scheduler with the base's noise schedule and its timesteps set.
 
     It stays on the CPU, so that looking up a coefficient never waits for a GPU.

@@ -5,6 +5,7 @@ names file and keys: each module is compared with its file before the pipeline i
 """
 
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any, cast
 
@@ -74,7 +75,7 @@ def _require_text_to_image(config: BaseConfig, unet: Any, vae: Any) -> None:
 
 def assemble(pipeline: Any, components: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
     """A pipeline of these components, without safety checker and watermark."""
-    if pipeline is StableDiffusionPipeline:
+    if "safety_checker" in signature(pipeline.__init__).parameters:
         disabled = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     else:
         disabled = {"add_watermarker": False}
