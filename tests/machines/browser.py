@@ -5,7 +5,10 @@ import json
 import re
 import shutil
 import subprocess
+import time
+import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,3 +55,77 @@ def visit(address: str, *options: str, budget: int = 5000) -> str:
     command = [PROGRAM, "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage"]
     command += ["--window-size=1600,1200", f"--virtual-time-budget={budget}", *options, "--dump-dom", address]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+KEYS = {"Tab": 9, "Enter": 13, " ": 32, "End": 35, "Home": 36, "ArrowLeft": 37, "ArrowRight": 39}  # Windows' key codes
+
+
+class Page:
+    """A page in a Chromium of its own, used by keyboard alone, over the DevTools protocol."""
+
+    def __init__(self, address: str, profile: Path) -> None:
+        from websockets.sync.client import connect
+
+        assert PROGRAM
+        options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage"]
+        options += ["--remote-debugging-port=0", f"--user-data-dir={profile}", "--window-size=1200,1000"]
+        self._process = subprocess.Popen([PROGRAM, *options, "about:blank"], stderr=subprocess.PIPE, text=True)
+        assert self._process.stderr
+        found = next(filter(None, (re.search(r"ws://([\d.:]+)/", line) for line in self._process.stderr)))
+        with urllib.request.urlopen(f"http://{found[1]}/json/list") as answer:
+            (target,) = [each for each in json.load(answer) if each["type"] == "page"]
+        self._socket = connect(target["webSocketDebuggerUrl"], max_size=None)
+        self._number = 0
+        self.errors: list[str] = []
+        for domain in ("Runtime", "Log", "Page", "DOM"):
+            self.call(f"{domain}.enable")
+        self.call("Page.navigate", url=address)
+
+    def call(self, method: str, **parameters: object) -> dict[str, Any]:
+        """Call a method of the protocol; errors of the page that arrive meanwhile are kept in `errors`."""
+        self._number += 1
+        self._socket.send(json.dumps({"id": self._number, "method": method, "params": parameters}))
+        while True:
+            message = json.loads(self._socket.recv(timeout=60))
+            if message.get("method") == "Runtime.exceptionThrown":
+                self.errors.append(json.dumps(message["params"]["exceptionDetails"]))
+            elif message.get("method") == "Runtime.consoleAPICalled" and message["params"]["type"] in ("error", "warning"):
+                self.errors.append(json.dumps(message["params"]["args"]))
+            elif message.get("method") == "Log.entryAdded" and message["params"]["entry"]["level"] in ("error", "warning"):
+                self.errors.append(json.dumps(message["params"]["entry"]))
+            elif message.get("id") == self._number:
+                assert "error" not in message, message
+                result: dict[str, Any] = message["result"]
+                return result
+
+    def value(self, expression: str) -> Any:
+        """What a JavaScript expression gives; promises are waited for."""
+        found = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in found, found
+        return found["result"].get("value")
+
+    def wait(self, expression: str, seconds: float = 60) -> None:
+        """Wait until an expression is true."""
+        until = time.monotonic() + seconds
+        while not self.value(expression):
+            assert time.monotonic() < until, f"not within {seconds} s: {expression}"
+            time.sleep(0.05)
+
+    def press(self, *keys: str) -> None:
+        """Press keys, one after another: names of KEYS, or text to type."""
+        for key in keys:
+            if key in KEYS:
+                text = {"Enter": "\r", " ": " "}.get(key)
+                event = {"key": key, "code": key, "windowsVirtualKeyCode": KEYS[key]}
+                self.call("Input.dispatchKeyEvent", type="keyDown", **event, **({"text": text} if text else {}))
+                self.call("Input.dispatchKeyEvent", type="keyUp", **event)
+            else:
+                self.call("Input.insertText", text=key)
+
+    def close(self) -> None:
+        """End the browser."""
+        self._socket.close()
+        self._process.kill()
+        self._process.wait()
+        if self._process.stderr:
+            self._process.stderr.close()

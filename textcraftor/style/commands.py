@@ -1,5 +1,6 @@
 """The verbs of style control."""
 
+import contextlib
 import re
 from pathlib import Path
 from typing import Annotated, Literal
@@ -37,6 +38,10 @@ def blend(
             metavar="BLEND", help="Save the blend to data/blends/BLEND. Without weights, as `blend.BLEND` defines it."
         ),
     ] = None,
+    switch_at: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Where the blend takes over. Default: sampler.switch_at.")
+    ] = None,
+    guidance_scale: Annotated[float | None, typer.Option(min=1, help="Default: chain.guidance_scale.")] = None,
     params: Params = PARAMS,
     profile: Profile = None,
     device: Device = "auto",
@@ -52,7 +57,9 @@ def blend(
         )
     for each in words:
         require_prompt(each)
-    run, root = configuration.load(params, profile=profile), params.parent
+    given = {"sampler": {"switch_at": switch_at}, "chain": {"guidance_scale": guidance_scale}}
+    overrides = {section: each for section, each in given.items() if None not in each.values()}
+    run, root = configuration.load(params, overrides, profile), params.parent
     settings = _settings(terms, space, save, run)
     weights, steps = configuration.Weights.of(settings.weights), run.chain.num_inference_steps
     weights.stages(configuration.switch_step(run.sampler.switch_at, steps), steps)  # raises before anything is loaded
@@ -95,3 +102,33 @@ def _settings(
             f"--save {save}: the configuration has another blend.{save}. Leave the weights out, or take another name"
         )
     return given
+
+
+def studio(
+    encoders: Annotated[
+        list[str] | None, typer.Argument(help="Candidates, versions or folders. Default: all that are trained.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="0: a free one. Default: 8770, or a free one.")] = None,
+    params: Params = PARAMS,
+    profile: Profile = None,
+    device: Device = "auto",
+) -> None:
+    """Open a page on this machine to blend encoders by hand, until Ctrl-C."""
+    run, root = configuration.load(params, profile=profile), params.parent
+    from textcraftor.device import choose_device
+    from textcraftor.style.parts import find_parts, trained_encoders
+    from textcraftor.style.server import PORT, StudioServer
+    from textcraftor.style.studio import Studio
+
+    names = encoders or trained_encoders(run, root)
+    parts = find_parts(configuration.Weights(tuple(configuration.Term(name, 1.0) for name in names)), run, root)
+    opened = Studio(run, parts, root, choose_device(device, run.cpu_threads))
+    try:
+        server = StudioServer(opened, PORT if port is None else port)
+    except ConfigError:
+        if port is not None:
+            raise
+        server = StudioServer(opened, 0)
+    with server, contextlib.suppress(KeyboardInterrupt):
+        typer.echo(f"Studio    {server.address}\nCtrl-C stops it.")
+        server.serve_forever()

@@ -5,7 +5,8 @@ from pathlib import Path
 from textcraftor import lookup
 from textcraftor.candidate import Candidate
 from textcraftor.config import ORIGINAL, Config, Weights
-from textcraftor.errors import ConfigError, unknown
+from textcraftor.errors import ConfigError, ModelError, unknown
+from textcraftor.layout import encoder_folder
 
 ALIASES = ("champion", "challenger")
 
@@ -27,3 +28,13 @@ def find_parts(weights: Weights, run: Config, root: Path) -> dict[str, Candidate
         lookup.require_base(run, found, root)
         parts[name] = found.candidate
     return parts
+
+
+def trained_encoders(run: Config, root: Path) -> list[str]:
+    """The mixes of the run whose encoders are there. Raises ModelError when there is none."""
+    found = [mix for mix in run.all_mixes if (root / encoder_folder(mix)).is_dir()]
+    if not found:
+        raise ModelError(
+            f"No encoder is trained yet: `textcraftor train --mix {run.all_mixes[0]}`, or name a version or a folder"
+        )
+    return found
