@@ -14,21 +14,20 @@ from textcraftor.cli import app
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+STYLE = (ROOT / "docs/style.md").read_text(encoding="utf-8")
 
 
-def commands(program: str) -> list[list[str]]:
+def commands(program: str, text: str = README) -> list[list[str]]:
     """The arguments of each call of `program`, in blocks and in inline code."""
     lines = [
-        line.strip().removeprefix("$ ")
-        for block in re.findall(r"```.*?\n(.*?)```", README, re.S)
-        for line in block.splitlines()
+        line.strip().removeprefix("$ ") for block in re.findall(r"```.*?\n(.*?)```", text, re.S) for line in block.splitlines()
     ]
-    lines += re.findall(r"`([^`\n]+)`", README)
+    lines += re.findall(r"`([^`\n]+)`", text)
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith(f"{program} ")]
 
 
 def test_textcraftor_verbs_parse() -> None:
-    found = commands("textcraftor")
+    found = [*commands("textcraftor"), *commands("textcraftor", STYLE)]
     assert found
     for verb, *arguments in found:
         command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]

@@ -16,7 +16,7 @@ from textcraftor import config as configuration
 from textcraftor import layout
 from textcraftor.errors import UserError
 from textcraftor.options import PARAMS, Device, Params, Profile, require_prompt
-from textcraftor.style.commands import blend, studio
+from textcraftor.style.commands import blend, sheet, studio
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -183,6 +183,7 @@ def generate(
 
 
 app.command()(blend)
+app.command()(sheet)
 app.command()(studio)
 
 

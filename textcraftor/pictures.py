@@ -59,6 +59,25 @@ def side_by_side(
     return canvas
 
 
+def triangle(rows: Sequence[Sequence[tuple[str, Image.Image]]], cell: int = CELL) -> Image.Image:
+    """Pictures with a line of text below each, in centred rows: one, two, three ...
+
+    rows: (text, image) from the top down.  cell: side of an image, in pixels.
+    """
+    font = _font("", TICK_SIZE)
+    step, line = cell + GAP, cell + GAP + TICK_LINE
+    width = max(len(row) for row in rows) * step - GAP
+    canvas = Image.new("RGB", (2 * MARGIN + width, 2 * MARGIN + len(rows) * line), PAPER)
+    pen = ImageDraw.Draw(canvas)
+    for number, row in enumerate(rows):
+        x, y = MARGIN + (width - len(row) * step + GAP) // 2, MARGIN + number * line
+        for text, image in row:
+            canvas.paste(_cell(image, cell), (x, y))
+            pen.text((x + cell / 2, y + cell + 2), text, fill=MUTED, font=font, anchor="ma")
+            x += step
+    return canvas
+
+
 def titled(title: str, image: Image.Image) -> Image.Image:
     """The image with a line of text above it."""
     height = MARGIN + TEXT_SIZE + GAP

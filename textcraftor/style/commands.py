@@ -104,6 +104,44 @@ def _settings(
     return given
 
 
+def sheet(
+    prompts: Annotated[list[str], typer.Argument(help="What to draw.")],
+    encoder: Annotated[
+        list[str],
+        typer.Option(help="Once: from the original to it. Twice: from one to the other. Three times: all blends of the three."),
+    ],
+    strengths: Annotated[str, typer.Option(help="Of the last encoder, for one or two.")] = "0 0.25 0.5 0.75 1",
+    divisions: Annotated[int, typer.Option(min=1, max=20, help="Of each side of the triangle, for three.")] = 4,
+    out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("sheet.png"),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise, the same for all.")] = 0,
+    params: Params = PARAMS,
+    profile: Profile = None,
+    device: Device = "auto",
+) -> None:
+    """Draw a style sheet: prompts by strengths (paper figure 4), or a triangle of blends of three encoders (figure 5)."""
+    for each in prompts:
+        require_prompt(each)
+    if not 1 <= len(encoder) <= 3 or len({*encoder}) < len(encoder):
+        raise ConfigError(f"A sheet is drawn for one, two or three different encoders, got {', '.join(encoder)}")
+    try:
+        numbers = [float(each) for each in strengths.replace(",", " ").split()]
+    except ValueError:
+        raise ConfigError(f"--strengths {strengths!r} are no numbers. Write, for instance, '0 0.5 1'") from None
+    run, root = configuration.load(params, profile=profile), params.parent
+    names = encoder if len(encoder) > 1 else [configuration.ORIGINAL, *encoder]
+    from textcraftor.device import choose_device
+    from textcraftor.style.parts import find_parts
+    from textcraftor.style.sheet import draw_strengths, draw_triangle
+
+    parts = find_parts(configuration.Weights(tuple(configuration.Term(name, 1.0) for name in names)), run, root)
+    chosen = choose_device(device, run.cpu_threads)
+    if len(names) == 2:
+        draw_strengths(names[0], names[1], numbers, parts, run.at(root), prompts, seed, out, chosen)
+    else:
+        draw_triangle(names, divisions, parts, run.at(root), prompts, seed, out, chosen)
+    typer.echo(out)
+
+
 def studio(
     encoders: Annotated[
         list[str] | None, typer.Argument(help="Candidates, versions or folders. Default: all that are trained.")
