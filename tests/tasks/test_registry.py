@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet as parquet
 import pytest
+import yaml
 from mlflow import MlflowClient
 from prefect.states import Failed
 
@@ -18,8 +19,10 @@ from tasks.registry import challenge, fetch, promote, register, version_page
 from tasks.tracking import RegistryUnavailable, only_if_unavailable, open_history, track
 from tasks.workspace import Workspace
 from tests.tasks.registered import MODEL, alias_holder, enter
+from textcraftor.artifact import write_json
+from textcraftor.candidate import Candidate
 from textcraftor.errors import ModelError
-from textcraftor.layout import GATE_RECORD
+from textcraftor.layout import GATE_RECORD, blend_folder, encoder_folder, report_folder, scores_file
 
 
 @pytest.fixture
@@ -47,6 +50,30 @@ def test_the_same_candidate_is_one_run_and_one_version(store: MlflowClient, work
     assert data.metrics["oracle/delta"] == pytest.approx(0.208)
     assert data.metrics["train/loss"] == 0.5
     assert data.tags["gate"] == "passed"
+
+
+def test_a_blend_is_registered_and_proven_like_a_mix(store: MlflowClient, workspaces: dict[int, Workspace]) -> None:
+    folder = workspaces[200].folder
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    blend = {"blends": ["soft"], "blend": {"soft": {"weights": {"original": 0.5, "balanced": 0.5}}}}
+    (folder / "params.yaml").write_text(yaml.safe_dump({**params, **blend}))
+    saved = folder / blend_folder("soft")
+    shutil.copytree(folder / encoder_folder("balanced"), saved / "parts/balanced")
+    parts = {"balanced": {"digest": Candidate.find("balanced", folder).digest}}
+    write_json(saved / "blend.json", {"space": "embeddings", "weights": ["original=0.5", "balanced=0.5"], "parts": parts})
+    shutil.copytree(folder / report_folder("balanced"), folder / report_folder("blend-soft"))
+    candidate = Candidate.find("blend-soft", folder)
+    table = parquet.read_table(folder / scores_file("balanced"))
+    about = {**json.loads(table.schema.metadata[b"textcraftor"]), "candidate": "blend-soft", "digest": candidate.digest}
+    parquet.write_table(table.replace_schema_metadata({b"textcraftor": json.dumps(about)}), folder / scores_file("blend-soft"))
+    workspace = Workspace(folder)
+    record = {**read_verdict.fn(workspace).records["balanced"], "digest": candidate.digest}
+    run = track.fn("blend-soft", record, workspace)
+    version = register.fn("blend-soft", run, record, workspace)
+    assert "blend of text encoders, `balanced=0.5 original=0.5`" in store.get_model_version(MODEL, str(version)).description
+    fetched = fetch(str(version), workspace.config)
+    assert Candidate.at(fetched).digest == candidate.digest and Candidate.at(fetched).blend
+    assert promote.fn(version, workspace.config).verdict == "promoted"
 
 
 def test_a_failed_candidate_is_logged_but_not_registered(store: MlflowClient, workspaces: dict[int, Workspace]) -> None:
