@@ -73,12 +73,13 @@ def test_without_an_oracle_the_gates_judge_chooses(workspace):
     assert set(asked) == {"heldout"}
 
 
-def made_up(rows: pl.DataFrame) -> Baselines:
+def made_up(rows: pl.DataFrame, shown: int = 8) -> Baselines:
     ids = rows.filter(image_index=0).head(4)["prompt_id"]
     table = pl.DataFrame({"prompt_id": [*ids, *ids], "baseline": ["guidance 5"] * 4 + ["reworded"] * 4})
     table = table.with_columns(heldout=pl.lit(0.25), oracle=pl.Series([0.5] * 4 + [0.75] * 4))
     white = Image.new("RGB", (64, 64), "white")
-    images = {name: dict.fromkeys(rows["prompt_id"].unique(), white) for name in ("guidance 5", "reworded")}
+    drawn_for = rows["prompt_id"].unique(maintain_order=True).head(shown)
+    images = {name: dict.fromkeys(drawn_for, white) for name in ("guidance 5", "reworded")}
     return Baselines(table, images, 5.0, {"7.5": 0.4, "5": 0.6}, "oracle")
 
 
@@ -105,3 +106,11 @@ def test_candidates_are_shown_beside_the_rivals(config, root, good, poor):
     assert not (without / "rivals.json").exists()
     assert with_rivals.shape[0] > np.asarray(Image.open(without / "grid.png")).shape[0] + 2 * pictures.CELL
     assert "Cheap rivals" not in page(without)
+
+
+def test_rivals_of_fewer_prompts_than_the_grid_shows_have_no_row_in_it(config, root, poor):
+    rows = plan(config, root)
+    report = measure(config, Candidate("base"), root, rows, poor, None, Brightness, baselines=made_up(rows, shown=2))
+    with_some = np.asarray(Image.open(report / "grid.png"))
+    without = measure(config, Candidate("base"), root, rows, poor, None, Brightness)
+    assert np.array_equal(with_some, np.asarray(Image.open(without / "grid.png")))

@@ -122,7 +122,9 @@ def write_report(folder: Path, evaluation: Evaluation) -> None:
 def _before_and_after(evaluation: Evaluation, prompt_ids: Sequence[str]) -> Image.Image:
     prompts = [evaluation.first_images[each][0] for each in prompt_ids]
     columns = [_first_pictures(evaluation, each) for each in prompt_ids]
-    rows = {label: [column[label] for column in columns] for label in columns[0]}
+    # A rival that was drawn for some of these prompts only is in the report, and has no row here.
+    shown = [label for label in columns[0] if all(label in column for column in columns)]
+    rows = {label: [column[label] for column in columns] for label in shown}
     ticks = None
     if evaluation.claims is not None:
         ticks = {label: _ticks(prompts, images) for label, images in rows.items()}
