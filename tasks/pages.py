@@ -51,7 +51,10 @@ def show_decision(decision: Decision, verdict: Verdict, workspace: Workspace) ->
     create_markdown_artifact("\n".join(lines), key="verdict", description=decision.verdict)
     if decision.page:
         create_link_artifact(
-            decision.page, f"{workspace.config.registry.name}, version {decision.version}", key="model-version"
+            decision.page,
+            f"{workspace.config.registry.name}, version {decision.version}",
+            key="model-version",
+            description=f"the page of version {decision.version} in MLflow, with its card",
         )
 
 

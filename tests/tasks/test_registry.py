@@ -12,11 +12,13 @@ import yaml
 from mlflow import MlflowClient
 from prefect.states import Failed
 
-from tasks import tracking
+from tasks import store as registry_store
 from tasks.evidence import Unproven
 from tasks.gate import Verdict, read_verdict
-from tasks.registry import challenge, fetch, promote, register, version_page
-from tasks.tracking import RegistryUnavailable, only_if_unavailable, open_history, track
+from tasks.registry import challenge, promote, register, version_page
+from tasks.store import RegistryUnavailable
+from tasks.tracking import only_if_unavailable, open_history, track
+from tasks.versions import fetch
 from tasks.workspace import Workspace
 from tests.tasks.registered import MODEL, alias_holder, enter
 from textcraftor.artifact import write_json
@@ -29,8 +31,8 @@ from textcraftor.layout import GATE_RECORD, blend_folder, encoder_folder, report
 def store(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
     shutil.copyfile(empty_store, tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    monkeypatch.setattr(tracking, "STORE", tmp_path / "store")
-    return tracking.client()
+    monkeypatch.setattr(registry_store, "STORE", tmp_path / "store")
+    return registry_store.client()
 
 
 @pytest.fixture
@@ -312,6 +314,8 @@ def test_a_card_says_first_what_it_gains_and_loses_and_shows_a_picture(
     assert f"/runs/{run}/artifacts/candidate/evidence/report.html" in card
     assert "colour  " in card and "+20.0 points" in card
     assert not re.search(r"\d\.\d{4}", card), "no more digits than mean something"
+    prose = re.sub(r"```.*?```", "", card, flags=re.S)
+    assert not re.search(r"\S\n\S", prose), "MLflow's page breaks a paragraph where its source does"
     kept = Path(store.download_artifacts(run, "candidate/MODEL_CARD.md")).read_text(encoding="utf-8")
     assert "](evidence/grid.png)" in kept and "](evidence/report.html)" in kept
     assert store.get_run(run).data.tags["mlflow.note.content"] == card
