@@ -10,6 +10,7 @@ import asyncio
 import os
 import re
 import runpy
+import shlex
 import sys
 from pathlib import Path
 
@@ -76,9 +77,14 @@ async def create_pool(client: PrefectClient) -> None:
     """The pool of local processes. Each imports Prefect in this process's folder before it changes to the project."""
     template = ProcessWorker.get_default_base_job_template()
     variables = template["variables"]["properties"]
-    variables["command"]["default"] = f'"{sys.executable}" -m prefect.engine'
+    variables["command"]["default"] = flow_command(sys.executable)
     variables["working_dir"]["default"] = str(Path.cwd())
     await client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template), overwrite=True)
+
+
+def flow_command(python: str) -> str:
+    """The command of a flow run's process, as the worker takes it apart again."""
+    return f"{shlex.quote(python)} -m prefect.engine"
 
 
 if __name__ == "__main__":

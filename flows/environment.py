@@ -6,10 +6,17 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import gettempdir
 
 from flows.ports import HOST, Ports
 from tasks.environment import OUTSIDE, on_loopback
+from textcraftor.errors import ConfigError
 
+UNUSABLE = {  # in the project's path: what no program gets across
+    os.pathsep: "separates the entries of PATH",
+    "{{": "begins a placeholder in Prefect's templates",
+    "\n": "ends a line",
+}
 ANALYTICS = re.compile(r"https://[\w.-]*\bamplitude\.com")
 
 
@@ -35,7 +42,8 @@ def environment(root: Path, home: Path, ports: Ports) -> dict[str, str]:
         # Said although these are the defaults, because a file of settings would give way to nothing less.
         "PREFECT_API_KEY": "",
         "PREFECT_API_AUTH_STRING": "",
-        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder / 'prefect.db'}",
+        # Relative to that folder, in which the server runs: Prefect decodes a path twice, so %2F in it would become a slash.
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": "sqlite+aiosqlite:///prefect.db",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_UI_STATIC_DIRECTORY": str(folder / "ui"),  # see silence_analytics
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
@@ -83,6 +91,29 @@ def silence_analytics(ui: Path) -> None:
         silenced = ANALYTICS.sub(f"http://{HOST}:9", script)  # port 9 discards what it is sent, if anything listens at all
         if silenced != script:
             path.write_text(silenced, encoding="utf-8")
+
+
+def require_usable_folder(root: Path, home: Path) -> None:
+    """Raises ConfigError when nothing can run in the project's folder: because of its name, or because it is read-only."""
+    for sign, meaning in UNUSABLE.items():
+        if sign in str(root):
+            raise ConfigError(
+                f"The project's path {str(root)!r} holds {sign!r}, which {meaning}. Rename the folder, or move it"
+            )
+    if not os.fsencode(root).isascii() and not str(root).isprintable():
+        raise ConfigError(f"The project's path {str(root)!a} is not UTF-8. Rename the folder, or move it")
+    try:
+        prefect_folder(home)
+        (home / "lock").open("a").close()
+    except OSError as error:
+        raise ConfigError(
+            f"{error.filename} cannot be written ({error.strerror}). Runs keep their history and their servers' data there. "
+            "Make it writable, or run a copy of the project"
+        ) from None
+    try:
+        gettempdir()
+    except OSError:
+        raise ConfigError("No folder for temporary files can be written. Set TMPDIR to one that can") from None
 
 
 def prefect_folder(home: Path) -> Path:

@@ -15,7 +15,8 @@ from tasks.pages import show_candidate, show_decision
 from tasks.registry import Decision, challenge, promote, register
 from tasks.stages import Outcome, repro, stop_stages_on_error
 from tasks.tracking import open_history, track
-from tasks.workspace import Workspace, open_workspace
+from tasks.variants import open_workspace
+from tasks.workspace import Workspace
 
 
 @flow(name="textcraftor", persist_result=True, result_serializer="json")

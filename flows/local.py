@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from flows.environment import prefect_folder
+from flows.environment import prefect_folder, require_usable_folder
 from flows.ports import ServersError, choose_ports
 from flows.servers import SHELL_FILE, Servers, exclusive, reached, running
 from tasks import guard
@@ -136,8 +136,9 @@ def main(verbs: Mapping[str, Callable[[], int]], arguments: list[str]) -> int:
     # Set explicitly, because a shell's background job would ignore Ctrl-C.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, stop)
-    os.chdir(prefect_folder(HOME))  # away from the settings that may lie in the project
     try:
+        require_usable_folder(ROOT, HOME)
+        os.chdir(prefect_folder(HOME))  # away from the settings that may lie in the project
         return verbs[arguments[0]]()
     except ServersError as error:
         print(f"textcraftor: {error}", file=sys.stderr)

@@ -21,7 +21,7 @@ from urllib.parse import quote
 from flows.environment import environment, prefect_folder, shell_lines, silence_analytics
 from flows.ports import HOST, Ports, ServersError, choose_ports
 from tasks import guard
-from tasks.environment import grace_seconds
+from tasks.environment import grace_seconds, sqlite_url
 
 START_TIMEOUT = 600.0  # seconds; 10 are usual, minutes on a machine busy with training
 SHELL_FILE = "env"  # in .textcraftor/, while the servers run
@@ -65,7 +65,11 @@ def running(root: Path, home: Path, ports: Ports) -> Iterator["Servers"]:
     servers = Servers(root, home, ports, environment(root, home, ports))
     try:
         servers.start("prefect", ["prefect", "server", "start", "--host", HOST, "--port", str(ports.prefect)])
-        servers.start("mlflow", ["mlflow", "server", *mlflow_options(home / "mlflow", ports.mlflow)])
+        # It keeps what is uploaded in TMPDIR first, and weights may be larger than that.
+        uploads = home / "mlflow/uploads"
+        uploads.mkdir(parents=True, exist_ok=True)
+        options = mlflow_options(home / "mlflow", ports.mlflow)
+        servers.start("mlflow", ["mlflow", "server", *options], TMPDIR=str(uploads))
         servers.wait_for("prefect", ports.prefect, "/api/health")
         servers.wait_for("mlflow", ports.mlflow, "/health")
         silence_analytics(prefect_folder(home) / "ui")
@@ -91,8 +95,11 @@ class Servers:
         self.folder = prefect_folder(home)
         self._processes: dict[str, subprocess.Popen[str]] = {}
 
-    def start(self, name: str, module: list[str], grace: float = guard.GRACE) -> None:
-        """Start `python -m MODULE...`, its output in .textcraftor/logs/NAME.log. grace: seconds it has to end."""
+    def start(self, name: str, module: list[str], grace: float = guard.GRACE, **variables: str) -> None:
+        """Start `python -m MODULE...`, its output in .textcraftor/logs/NAME.log.
+
+        grace: seconds it has to end.  variables: of its environment, in place of those of all servers.
+        """
         log = self._log(name)
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w") as output:
@@ -100,7 +107,7 @@ class Servers:
                 [sys.executable, "-m", *module],
                 grace,
                 cwd=self.folder,
-                env=self.env,
+                env={**self.env, **variables},
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
@@ -150,7 +157,7 @@ def mlflow_options(store: Path, port: int) -> list[str]:
     (store / "artifacts").mkdir(parents=True, exist_ok=True)
     return [
         *("--host", HOST, "--port", str(port), "--workers", "1"),
-        *("--backend-store-uri", f"sqlite:///{store / 'mlflow.db'}"),
+        *("--backend-store-uri", sqlite_url(store / "mlflow.db")),
         *("--artifacts-destination", (store / "artifacts").as_uri()),
     ]
 

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import quote
 
 from textcraftor.errors import UserError
 from textcraftor.network import network_settings
@@ -12,6 +13,11 @@ GRACE_VARIABLE = "TEXTCRAFTOR_GRACE_SECONDS"
 GRACE = 300.0  # seconds: a fully tuned SDXL UNet with its optimiser state is 40 GB, written at 200 MB/s
 OUTSIDE = "TEXTCRAFTOR_OUTSIDE_"
 QUIET = {"DVC_NO_ANALYTICS": "1", "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
+
+
+def sqlite_url(path: Path) -> str:
+    """MLflow's URL of a database file. SQLAlchemy decodes the path, and would take what follows a `?` for options."""
+    return f"sqlite:///{quote(str(path))}"
 
 
 def grace_seconds(environment: Mapping[str, str]) -> float:

@@ -14,23 +14,15 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel
 
-from tasks import comparison, links, tracking
+from tasks import comparison, links, store
 from tasks.evidence import Record, Unproven, prove
-from tasks.tracking import (
-    ARTIFACT,
-    RegistryUnavailable,
-    candidate_tags,
-    client,
-    locked,
-    only_if_unavailable,
-    tracking_uri,
-    without_credentials,
-)
+from tasks.store import ARTIFACT, RegistryUnavailable, client, locked, tracking_uri, without_credentials
+from tasks.tracking import candidate_tags, only_if_unavailable
 from tasks.versions import CHALLENGER, CHAMPION, Champion, champion_version, fetch, find_champion
 from tasks.workspace import Workspace
 from textcraftor.config import Config
 
-__all__ = ["Decision", "challenge", "fetch", "promote", "register", "version_page"]
+__all__ = ["Decision", "challenge", "promote", "register", "version_page"]
 
 ATTEMPTS = 3  # comparisons with a champion that is replaced meanwhile
 
@@ -67,7 +59,7 @@ def register(name: str, run_id: str, record: Record, workspace: Workspace) -> in
     model = workspace.config.registry.name
     run = mlflow.get_run(run_id)
     key = run.data.tags["identity"]
-    with locked(tracking.STORE.parent / "registry.lock"):
+    with locked(store.STORE.parent / "registry.lock"):
         known = mlflow.search_model_versions(f"name = '{model}' and tags.identity = '{key}'")
         for number in sorted(int(version.version) for version in known):
             with contextlib.suppress(Unproven):  # its artifacts are gone or damaged: this candidate needs a new version
@@ -99,7 +91,7 @@ def challenge(version: int, config: Config) -> Decision:
     """Give a proven version the alias `challenger`, unless the champion has the same weights. Raises Unproven."""
     mlflow, model = client(), config.registry.name
     record = prove(fetch(str(version), config))
-    with locked(tracking.STORE.parent / "registry.lock"):
+    with locked(store.STORE.parent / "registry.lock"):
         champion = find_champion(mlflow, config)
         if champion and champion.record and champion.record["digest"] == record["digest"]:
             why = f"version {champion.version} is the champion and has the same weights"
@@ -131,7 +123,7 @@ def promote(version: int, config: Config, by_hand: bool = False) -> Decision:
     """
     mlflow, model = client(), config.registry.name
     record = prove(fetch(str(version), config))
-    with locked(tracking.STORE.parent / "registry.lock"):
+    with locked(store.STORE.parent / "registry.lock"):
         for _ in range(ATTEMPTS):
             champion = find_champion(mlflow, config)
             if champion and champion.version == version:

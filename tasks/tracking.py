@@ -3,15 +3,11 @@
 Runs are found by `evidence.identity`, so a stage that DVC skipped adds no run.
 """
 
-import contextlib
 import csv
-import fcntl
-import os
 import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import jinja2
@@ -23,41 +19,18 @@ from mlflow.exceptions import MlflowException
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from tasks import store
 from tasks.evidence import Record, assemble, content_digest, identity
 from tasks.links import evidence_file, report_page
+from tasks.store import ARTIFACT, RegistryUnavailable, client, scratch, tracking_uri, without_credentials
 from tasks.workspace import Workspace
 from textcraftor.candidate import Candidate
 from textcraftor.config import Config, Weights
-from textcraftor.errors import UserError
 from textcraftor.evaluate.figures import claim_rows, headline, losses, plain_table, read_claims, rule_rows, score_rows
-from textcraftor.layout import STATE, blend_of, has_tuned_unet, mix_of
+from textcraftor.layout import blend_of, has_tuned_unet, mix_of
 
-ROOT = Path(__file__).resolve().parents[1]
-STORE = ROOT / STATE / "mlflow"  # where `make full` keeps MLflow's database and artifacts
-CARD = ROOT / "mlflow/model_card.md.j2"
-ARTIFACT = "candidate"  # the run's artifact folder that becomes a model version
+CARD = Path(__file__).resolve().parents[1] / "mlflow/model_card.md.j2"
 BATCH = 500  # metrics a request
-
-
-class RegistryUnavailable(UserError):
-    """MLflow or its artifact store cannot be read now: not reachable, locked, or a disk error. Trying again may help."""
-
-
-def client() -> MlflowClient:
-    """MLflow at MLFLOW_TRACKING_URI; without it, the store that `make full` left in this project, no server needed."""
-    # A server that is down is reported within seconds, not after the default's four minutes.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    return MlflowClient(tracking_uri())
-
-
-def tracking_uri() -> str:
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{STORE / 'mlflow.db'}"
-
-
-def without_credentials(text: str) -> str:
-    """Text without the user and password in its URLs, for messages and links."""
-    return re.sub(r"(\w+://)[^/\s@]+@", r"\1", text)
 
 
 def only_if_unavailable(task: Any, task_run: Any, state: Any) -> bool:
@@ -66,15 +39,6 @@ def only_if_unavailable(task: Any, task_run: Any, state: Any) -> bool:
     if isinstance(error, MlflowException):
         return error.error_code == "TEMPORARILY_UNAVAILABLE" or "API request to" in str(error)
     return isinstance(error, RegistryUnavailable | requests.ConnectionError | requests.Timeout)
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file at `path`; waits for other threads and processes. The kernel frees it when its holder dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @task(retries=3, retry_delay_seconds=5, retry_condition_fn=only_if_unavailable, cache_policy=NO_CACHE)
@@ -104,8 +68,8 @@ def open_history(config: Config) -> str:
 def track(name: str, record: Record, workspace: Workspace) -> str:
     """Log an evaluated candidate, whether it passed or not, and return the run's id. Equal identity means the same run."""
     mlflow = client()
-    with TemporaryDirectory() as scratch:
-        folder = Path(scratch) / ARTIFACT
+    with scratch() as empty:
+        folder = empty / ARTIFACT
         assemble(name, record, workspace, folder)
         key, content = identity(folder), content_digest(folder)
         experiment = _experiment(mlflow, workspace.config.registry.name)
@@ -240,7 +204,7 @@ def _experiment(mlflow: MlflowClient, name: str) -> str:
             mlflow.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
     # A server decides where artifacts are stored; without one MLflow would put them into the current folder.
-    local = None if tracking_uri().startswith("http") else (STORE / "artifacts").as_uri()
+    local = None if tracking_uri().startswith("http") else (store.STORE / "artifacts").as_uri()
     return str(mlflow.create_experiment(name, artifact_location=local))
 
 

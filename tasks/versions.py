@@ -10,16 +10,15 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import requests
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from tasks import tracking
+from tasks import store
 from tasks.evidence import Record, Unproven, content_digest, prove
-from tasks.tracking import ARTIFACT, RegistryUnavailable, client, locked, tracking_uri, without_credentials
+from tasks.store import ARTIFACT, RegistryUnavailable, client, locked, scratch, tracking_uri, without_credentials
 from textcraftor.artifact import written_aside
 from textcraftor.config import Config
 from textcraftor.errors import ModelError
@@ -55,7 +54,7 @@ def fetch(alias_or_version: str, config: Config) -> Path:
                 f"Version {version.version} of {model} was not registered by the pipeline and carries no proof. "
                 "Only what passed the gate can be used or promoted"
             )
-        models = tracking.STORE.parent / "models" / model
+        models = store.STORE.parent / "models" / model
         folder = models / f"{version.version}-{version.run_id[:8]}"
         try:
             _check(folder, version)
@@ -102,8 +101,8 @@ def _repair(folder: Path, mlflow: MlflowClient, version: ModelVersion) -> None:
     """Download a version to `folder`, unless another process just did. Raises Unproven."""
     with contextlib.suppress(Unproven):
         return _check(folder, version)
-    with TemporaryDirectory() as scratch:
-        downloaded = _download(mlflow, version, Path(scratch))
+    with scratch() as empty:
+        downloaded = _download(mlflow, version, empty)
         _check(downloaded, version)
         with written_aside(folder) as aside:
             shutil.copytree(downloaded, aside)
@@ -116,7 +115,7 @@ def _download(mlflow: MlflowClient, version: ModelVersion, into: Path) -> Path:
     source, run_id = version.source or "", version.run_id or ""
     if source.startswith(proxied) and not tracking_uri().startswith("http"):
         # Written by `make full` through its server and read without one: the same files are in the store.
-        folder = tracking.STORE / "artifacts" / source.removeprefix(proxied).lstrip("/")
+        folder = store.STORE / "artifacts" / source.removeprefix(proxied).lstrip("/")
         if not folder.is_dir():
             raise Unproven(gone)
         return folder

@@ -1,5 +1,6 @@
 """A random Stable Diffusion, small enough to run in milliseconds, in the folder layout of the real one."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,19 @@ from textcraftor.models.base import Base, load_base
 from textcraftor.rewards import Reward
 from textcraftor.tiny.recipe.tokenizer import new_tokenizer
 
+# Prefect reads them when it is imported, its server when it starts: the tests report to nobody.
+os.environ.update(DO_NOT_TRACK="1", PREFECT_SERVER_ANALYTICS_ENABLED="false")
 torch.set_num_threads(1)  # models this small only wait for each other on more
 
+HERE = Path(__file__).parent
 CHAIN = ChainConfig(num_inference_steps=5, guidance_scale=3.0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests stay on one worker, where a server that they share is started once; those of the flows share Prefect's."""
+    for item in items:
+        flows = item.path.is_relative_to(HERE / "flows")
+        item.add_marker(pytest.mark.xdist_group("flows" if flows else str(item.path.relative_to(HERE))))
 
 
 def random_pipeline() -> StableDiffusionPipeline:
@@ -74,6 +85,23 @@ def random_pipeline() -> StableDiffusionPipeline:
         feature_extractor=None,
         requires_safety_checker=False,
     )
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database with its tables, which take seconds to make: once for all workers. To be copied."""
+    from mlflow import MlflowClient
+
+    from tasks import store
+    from tasks.environment import sqlite_url
+
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    with store.locked(folder / "mlflow.lock"):
+        if not (folder / "mlflow.db").exists():
+            MlflowClient(sqlite_url(folder / "making.db")).search_experiments()
+            (folder / "making.db").rename(folder / "mlflow.db")
+    return folder / "mlflow.db"
 
 
 @pytest.fixture(scope="session")

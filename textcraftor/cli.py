@@ -4,6 +4,7 @@ A user's mistake prints one line and exits with 2; a bug keeps its traceback. Ve
 orchestrator are entry points, loaded only when they are used: the library itself imports none.
 """
 
+import errno
 import json
 import os
 import sys
@@ -19,6 +20,13 @@ from textcraftor.options import PARAMS, Device, Params, Profile, require_prompt
 from textcraftor.style.commands import blend, sheet, studio
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+REFUSED = {  # what a system refuses through no fault of ours, and what to do
+    errno.EACCES: "Make it accessible, or work in a copy of the project",
+    errno.EROFS: "Work in a copy of the project",
+    errno.ENOSPC: "Free some space on that disk",
+    errno.EDQUOT: "Free some space of your quota",
+}
 
 
 @app.command()
@@ -303,6 +311,11 @@ def main() -> None:
     except UserError as error:
         typer.echo(f"textcraftor: {' '.join(str(error).split())}", err=True)
         sys.exit(error.exit_status)
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        typer.echo(f"textcraftor: {error.filename or 'writing'}: {error.strerror}. {REFUSED[error.errno]}", err=True)
+        sys.exit(UserError.exit_status)
 
 
 if __name__ == "__main__":

@@ -94,3 +94,10 @@ def test_a_user_error_is_one_line_in_the_log_and_a_bug_keeps_its_traceback(caplo
         with pytest.raises(ZeroDivisionError):
             failing(ZeroDivisionError("a bug"))
     assert any(record.exc_info for record in caplog.records)
+
+
+def test_the_tests_own_server_reports_to_nobody() -> None:
+    async def settings(client: PrefectClient) -> Any:
+        return (await client._client.get("/admin/settings")).json()
+
+    assert with_client(settings)["server"]["analytics_enabled"] is False

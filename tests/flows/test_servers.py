@@ -74,7 +74,7 @@ def test_settings_of_other_servers_are_left_out(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv("PREFECT_TASK_RUNNER_THREAD_POOL_MAX_WORKERS", "1")
     made = environment(ROOT, tmp_path, choose_ports({}))
     assert made["PREFECT_API_KEY"] == "" and "MLFLOW_TRACKING_TOKEN" not in made
-    assert str(tmp_path) in made["PREFECT_SERVER_DATABASE_CONNECTION_URL"]
+    assert made["PREFECT_SERVER_DATABASE_CONNECTION_URL"] == "sqlite+aiosqlite:///prefect.db", "in the folder where it runs"
     assert made["NO_PROXY"] == made["no_proxy"] == "127.0.0.1,localhost"
     assert made["PREFECT_TASK_RUNNER_THREAD_POOL_MAX_WORKERS"] == "1"
     assert made["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"

@@ -1,22 +1,12 @@
-"""Fixtures of the registry's tests: an empty MLflow store, and toy projects up to the gate."""
+"""Fixtures of the registry's tests: toy projects up to the gate."""
 
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
 
 from tests.flows.project import make_project
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's tables, made once: it takes seconds."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
 
 STAGES = """
 import os, runpy, sys

@@ -18,9 +18,11 @@ from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, TEMPORARILY_UNAVAILABLE
 from prefect.states import Failed
 from sqlalchemy import Engine, event
 
-from tasks import tracking
-from tasks.registry import challenge, fetch, promote
-from tasks.tracking import RegistryUnavailable, only_if_unavailable
+from tasks import store as registry_store
+from tasks.registry import challenge, promote
+from tasks.store import RegistryUnavailable
+from tasks.tracking import only_if_unavailable
+from tasks.versions import fetch
 from tasks.workspace import Workspace
 from tests.tasks.registered import MODEL, alias_holder, enter
 from textcraftor.config import Config
@@ -38,7 +40,7 @@ def two_versions(
     workspaces = {steps: Workspace(folder) for steps, folder in judged.items()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home / 'mlflow.db'}")
-        patch.setattr(tracking, "STORE", home / "store")
+        patch.setattr(registry_store, "STORE", home / "store")
         assert [enter(workspaces[300]), enter(workspaces[200])] == [CHAMPION, WORSE]
         shutil.copytree(home / "store", home / "backup")
         yield home, workspaces
@@ -51,7 +53,7 @@ def store(two_versions: tuple[Path, dict[int, Workspace]]) -> MlflowClient:
     for name in ("store", "models"):
         shutil.rmtree(home / name, ignore_errors=True)
     shutil.copytree(home / "backup", home / "store")
-    client = tracking.client()
+    client = registry_store.client()
     client.set_registered_model_alias(MODEL, "champion", str(CHAMPION))
     return client
 
@@ -125,7 +127,7 @@ def _delete_and_gc_run(store: MlflowClient, home: Path) -> None:
     run_id = store.get_model_version(MODEL, str(CHAMPION)).run_id
     assert run_id
     store.delete_run(run_id)
-    arguments = ["--backend-store-uri", tracking.tracking_uri(), "--run-ids", run_id]
+    arguments = ["--backend-store-uri", registry_store.tracking_uri(), "--run-ids", run_id]
     collected = CliRunner().invoke(cli.gc, arguments)
     assert collected.exit_code == 0, collected.output
     with pytest.raises(MlflowException, match="not found"):

@@ -8,7 +8,8 @@ import yaml
 from prefect.logging import disable_run_logger
 
 from tasks.stages import repro
-from tasks.workspace import Workspace, open_workspace, stage_inputs
+from tasks.variants import open_workspace, stage_inputs
+from tasks.workspace import Workspace
 from tests.flows.project import make_project, stages_run
 from textcraftor.artifact import digest
 from textcraftor.config import PROFILES
