@@ -42,7 +42,7 @@ def environment(root: Path, home: Path, ports: Ports) -> dict[str, str]:
         # Said although these are the defaults, because a file of settings would give way to nothing less.
         "PREFECT_API_KEY": "",
         "PREFECT_API_AUTH_STRING": "",
-        # Relative to that folder, in which the server runs: Prefect decodes a path twice, so %2F in it would become a slash.
+        # Relative to that folder, in which the server runs: no sign in the project's path is taken for one of a URL.
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": "sqlite+aiosqlite:///prefect.db",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_UI_STATIC_DIRECTORY": str(folder / "ui"),  # see silence_analytics

@@ -16,19 +16,23 @@ ROOT = HERE.parents[1]
 def make_project(folder: Path, **sections: object) -> Path:
     """A folder with toy stages, DVC, our params.yaml with `sections` replaced, and the stage `resolve` done."""
     folder.mkdir(parents=True)
-    shutil.copyfile(HERE / "toy.py", folder / "toy.py")
-    shutil.copyfile(HERE / "toy_dvc.yaml", folder / "dvc.yaml")
-    # The interpreter that runs the tests is the one that has the library.
-    text = (folder / "dvc.yaml").read_text().replace("cmd: python ", f"cmd: {sys.executable} ")
-    (folder / "dvc.yaml").write_text(text)
     (folder / "data/tiny").mkdir(parents=True)
     (folder / "data/tiny/weights").write_text("shipped")
-    params = yaml.safe_load((ROOT / "params.yaml").read_text()) | {"train": {"steps": 200}} | sections
-    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     (folder / ".dvc").mkdir()
     (folder / ".dvc/config").write_text("[core]\n    no_scm = True\n    analytics = false\n")
+    use_toys(folder, **sections)
     write_resolved(load(folder / "params.yaml"), folder)
     return folder
+
+
+def use_toys(folder: Path, **sections: object) -> None:
+    """Put toy stages and their parameters in the place of the real ones, `sections` replaced."""
+    shutil.copyfile(HERE / "toy.py", folder / "toy.py")
+    # The interpreter that runs the tests is the one that has the library.
+    text = (HERE / "toy_dvc.yaml").read_text().replace("cmd: python ", f"cmd: {sys.executable} ")
+    (folder / "dvc.yaml").write_text(text)
+    params = yaml.safe_load((ROOT / "params.yaml").read_text()) | {"train": {"steps": 200}} | sections
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
 
 def stages_run(folder: Path) -> list[str]:

@@ -1,5 +1,6 @@
 """Headless Chromium, where it is installed: pages as a person sees them."""
 
+import base64
 import html
 import json
 import re
@@ -61,14 +62,14 @@ KEYS = {"Tab": 9, "Enter": 13, " ": 32, "End": 35, "Home": 36, "ArrowLeft": 37, 
 
 
 class Page:
-    """A page in a Chromium of its own, used by keyboard alone, over the DevTools protocol."""
+    """A page in a Chromium of its own, over the DevTools protocol: pages of servers that push news never come to rest."""
 
-    def __init__(self, address: str, profile: Path) -> None:
+    def __init__(self, address: str, profile: Path, width: int = 1200) -> None:
         from websockets.sync.client import connect
 
         assert PROGRAM
         options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage"]
-        options += ["--remote-debugging-port=0", f"--user-data-dir={profile}", "--window-size=1200,1000"]
+        options += ["--remote-debugging-port=0", f"--user-data-dir={profile}", f"--window-size={width},1000"]
         self._process = subprocess.Popen([PROGRAM, *options, "about:blank"], stderr=subprocess.PIPE, text=True)
         assert self._process.stderr
         found = next(filter(None, (re.search(r"ws://([\d.:]+)/", line) for line in self._process.stderr)))
@@ -80,6 +81,39 @@ class Page:
         for domain in ("Runtime", "Log", "Page", "DOM"):
             self.call(f"{domain}.enable")
         self.call("Page.navigate", url=address)
+
+    def open(self, address: str) -> None:
+        """Go to another address. One application may only change what follows its `#`, so an empty page comes between."""
+        self.call("Page.navigate", url="about:blank")
+        self.call("Page.navigate", url=address)
+
+    @property
+    def text(self) -> str:
+        """What a person can read on the page, its white space collapsed."""
+        return " ".join(str(self.value("document.body ? document.body.innerText : ''")).split())
+
+    def wait_for(self, *texts: str, seconds: float = 60) -> str:
+        """Wait until all of these can be read; returns all that can. Raises AssertionError with it when they cannot."""
+        until = time.monotonic() + seconds
+        while not all(each in (read := self.text) for each in texts):
+            assert time.monotonic() < until, f"not all of {texts} can be read on the page: {read[:2000]}"
+            time.sleep(0.2)
+        return read
+
+    def click(self, text: str) -> None:
+        """Click on the innermost element that reads exactly like this, as soon as there is one."""
+        same = f"each => each.textContent.trim() == {json.dumps(text)} && each.offsetParent"
+        found = f"[...document.querySelectorAll('body *')].filter({same})"
+        self.wait(f"{found}.length > 0")
+        self.value(f"{found}.at(-1).click()")
+
+    def look(self, path: Path, width: int = 1400, height: int = 1600, dark: bool = False) -> None:
+        """Write a PNG of the page as a screen of this size shows it, in pixels."""
+        scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+        self.call("Emulation.setEmulatedMedia", features=scheme)
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        time.sleep(1)  # for the page to take its new shape
+        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
 
     def call(self, method: str, **parameters: object) -> dict[str, Any]:
         """Call a method of the protocol; errors of the page that arrive meanwhile are kept in `errors`."""

@@ -1,0 +1,294 @@
+"""The README, followed from a fresh clone in a fresh shell: its own commands, promotion and the pages of both UIs included.
+
+The stages are toys, so that it takes a minute. With the real ones, and a real set-up:
+
+    make test ARGS="tests/flows/test_readme.py" TEXTCRAFTOR_README=small    few prompts and steps; some ten minutes
+    make test ARGS="tests/flows/test_readme.py" TEXTCRAFTOR_README=full     as shipped; hours
+"""
+
+import asyncio
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prefect import flow, get_client
+from prefect.settings import PREFECT_API_URL
+from prefect.states import Running
+
+from tasks import guard
+from tests.flows.project import stages_run, use_toys
+from tests.flows.visitor import GIT, Shell, block, clone, command, commands, link_environment
+from tests.machines.browser import Page, needs_browser
+
+STAGES = os.environ.get("TEXTCRAFTOR_README", "toy")
+assert STAGES in ("toy", "small", "full"), f"TEXTCRAFTOR_README={STAGES} is not toy, small or full"
+needs_models = pytest.mark.skipif(
+    STAGES == "toy", reason="draws and trains: TEXTCRAFTOR_README=small follows it with real stages"
+)
+
+SMALL = {
+    "mixes": ["balanced"],
+    "prompts": {"sources": [{"kind": "scenes", "count": 300, "rich_fraction": 0.5}], "heldout": 4, "max_train": 8},
+    "chain": {"num_inference_steps": 5},
+    "train": {"steps": 2, "grad_steps": 1, "batch_size": 4},
+    "train_unet": {"grad_steps": 1},
+    "evaluate": {"prompts": 4, "images_per_prompt": 2, "baseline_prompts": 2},
+    "gate": {"min_prompts": 2, "rules": [{"judge": "oracle", "metric": "delta", "at_least": -1, "why": "a trial"}]},
+}
+
+ODD = "Größe 100%2F #1 what?"  # where people keep their projects; they reach it by a link
+
+# What a test cannot do, and why. All else that the README tells its reader to type of other programs than ours is typed below.
+SET_ASIDE = {
+    "make test": "these are the tests",
+    'make test ARGS="-k gate"': "these are the tests",
+    command("make test ARGS=tests/flows"): "this walk",
+    "make check": "CI runs it",
+    "make lock": "pins new versions",
+    "make full": "followed as `make full PROMOTE=manual`, and again with the real stages",
+}
+BY_HAND = block("source .venv/bin/activate")
+WITHOUT_MODELS = ("source", "dvc repro", "textcraftor config", "textcraftor resolve")
+SECOND_SHELL = block("source .textcraftor/env")
+FOLLOWED = [
+    command("make full PROMOTE="),
+    command("make ui"),
+    *SECOND_SHELL,
+    command("prefect deployment run promote/champion"),
+    command("make promote"),
+    *BY_HAND,
+    command("make full PROMPTS="),
+    command("prefect deployment run textcraftor/full --watch --param settings"),
+    command("textcraftor doctor"),
+    command("dvc exp run"),
+    command("git checkout"),
+    command("dvc exp show"),
+]
+
+
+def test_every_command_of_the_readme_is_followed_or_set_aside_for_a_reason() -> None:
+    assert not set(FOLLOWED) & set(SET_ASIDE)
+    known, written = set(FOLLOWED) | set(SET_ASIDE), set(commands())
+    assert known <= written
+    # tests/test_readme.py parses the library's verbs, and the tests of each run it.
+    assert {each for each in written - known if not each.startswith("textcraftor ")} == set()
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A checkout in which `make full PROMOTE=manual` was typed, and what it said; beside it lie somebody else's settings."""
+
+    shell: Shell
+    said: str
+    theirs: Path  # the database that those settings name
+    open_run: object  # of the other server
+
+    @property
+    def folder(self) -> Path:
+        return self.shell.folder
+
+
+@dataclass(frozen=True)
+class Served:
+    """`make ui`: the addresses that it printed."""
+
+    prefect: str
+    runs: str
+    model: str
+
+    def ask(self, path: str) -> Any:
+        """What Prefect's API answers to a search without conditions, newest first."""
+        connection = http.client.HTTPConnection(self.prefect.removeprefix("http://"), timeout=60)
+        connection.request("POST", f"/api{path}", "{}", {"Content-Type": "application/json"})
+        with contextlib.closing(connection):
+            return json.loads(connection.getresponse().read())
+
+
+@flow(name="textcraftor")
+def their_run() -> None: ...
+
+
+@pytest.fixture(scope="module")
+def visit(tmp_path_factory: pytest.TempPathFactory) -> Visit:
+    home = tmp_path_factory.mktemp("readme")
+    folder, theirs = home / "textcraftor", home / "theirs.db"
+    (home / ODD).mkdir()
+    folder.symlink_to(clone(home / ODD / ODD), target_is_directory=True)
+    if STAGES == "toy":
+        use_toys(folder, mixes=["balanced"])
+        link_environment(folder)
+    elif STAGES == "small":
+        params = yaml.safe_load((folder / "params.yaml").read_text()) | SMALL
+        (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    if (folder / ".git").exists():
+        subprocess.run((*GIT, "-C", str(folder), "commit", "-qam", "what this visitor changed"), check=STAGES != "full")
+    open_run = asyncio.run(open_their_run())
+    name_their_server(folder, theirs)
+    shell = Shell(folder, {"CUDA_VISIBLE_DEVICES": ""} if STAGES == "toy" else {})  # to count GPUs takes seconds
+    done = shell.run(command("make full PROMOTE="))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return Visit(shell, done.stdout, theirs, open_run)
+
+
+async def open_their_run() -> object:
+    """An open run on the tests' own server, which plays somebody else's here."""
+    async with get_client() as client:
+        return (await client.create_flow_run(their_run, state=Running())).id
+
+
+def name_their_server(folder: Path, theirs: Path) -> None:
+    address, database = PREFECT_API_URL.value(), f"sqlite+aiosqlite:///{theirs}"
+    (folder / ".env").write_text(
+        f"PREFECT_API_URL={address}\nPREFECT_API_KEY=secret\nPREFECT_SERVER_API_AUTH_STRING=a:b\n"
+        f"PREFECT_SERVER_DATABASE_CONNECTION_URL={database}\n"
+    )
+    (folder / "prefect.toml").write_text(f'[api]\nurl = "{address}"\n[server.database]\nconnection_url = "{database}"\n')
+
+
+@pytest.fixture(scope="module")
+def served(visit: Visit) -> Iterator[Served]:
+    shell = visit.shell
+    ui = guard.start(
+        shell.arguments(["echo $$", f"exec {command('make ui')}"]),  # the guard makes this shell the leader of its group
+        grace=60,
+        cwd=shell.folder,
+        env=shell.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        assert ui.stdout
+        group, printed = int(ui.stdout.readline()), ""
+        while "Ctrl-C" not in printed:
+            line = ui.stdout.readline()
+            assert line, f"make ui ended: {printed}"
+            printed += line
+        addresses = re.findall(r"http://\S+", printed)
+        assert len(addresses) == 3 and f"first: {SECOND_SHELL[0]}" in printed
+        yield Served(*addresses)
+        os.killpg(group, signal.SIGINT)  # Ctrl-C
+        left = ui.stdout.read()
+        assert (ui.wait(), left) == (0, ""), "to be stopped is how make ui is meant to end"
+    finally:
+        guard.end(ui)
+    assert not (shell.folder / ".textcraftor/env").exists()
+
+
+def test_make_full_says_a_line_a_stage_then_figures_verdict_and_what_to_do_next(visit: Visit) -> None:
+    lines = visit.said.splitlines()
+    stages = [
+        "tiny",
+        "resolve",
+        "curate",
+        "validate",
+        "prepare",
+        "evaluate-base",
+        "train@balanced",
+        "evaluate@balanced",
+        "gate",
+    ]
+    for stage in stages:
+        assert len([line for line in lines if re.match(rf"{re.escape(stage)} +(ran|unchanged) +\d", line)]) == 1, visit.said
+    for part in ("base against tuned", "claims of the prompts that hold", "Verdict: challenger (balanced, version 1"):
+        assert part in visit.said
+    assert any(line.strip().startswith(command("make promote")) for line in lines), "it says how to promote"
+    (log,) = re.findall(r"^Log +(\S+)$", visit.said, re.M)
+    assert "Finished in state Completed" in (visit.folder / log).read_text()
+    assert visit.said.count("\n") < 150
+
+
+@needs_browser
+def test_the_pages_show_the_run_its_figures_and_the_version(served: Served, tmp_path: Path) -> None:
+    runs = served.ask("/flow_runs/filter")
+    (run,) = [each for each in runs if each["name"].startswith("make-full-")]
+    page = Page(f"{served.prefect}/deployments/deployment/{run['deployment_id']}", tmp_path / "profile", width=1600)
+    with contextlib.closing(page):
+        page.wait_for("textcraftor", run["name"], "Completed")
+        page.open(f"{served.prefect}/runs/flow-run/{run['id']}")
+        page.wait_for(run["name"], "Completed")
+        page.click("Artifacts")
+        page.wait_for("verdict", "grid-balanced", "scores-balanced", "claims-balanced", "model-version", "Worse than the base")
+        page.open(served.runs)
+        page.wait_for("textcraftor-tiny", "balanced")
+        page.open(served.model)
+        page.wait_for("textcraftor-tiny", "Version 1")
+        page.open(served.model.replace("?", "/versions/1?"))
+        card = page.wait_for("Its pictures show", "Worse than the base", "What the gate asked for", "Limits")
+        assert "challenger" in card
+        size = page.value("document.querySelector('img[src*=grid]').naturalWidth")
+        assert isinstance(size, int) and size > 0, "the picture of the card is broken"
+
+
+def test_promotion_by_deployment_and_by_make(visit: Visit, served: Served) -> None:
+    done = visit.shell.run(SECOND_SHELL[0], command("prefect deployment run promote/champion"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "promoted: it passed the gate and a person chose it" in " ".join(done.stdout.split())
+    again = visit.shell.run(command("make promote"))
+    assert (again.returncode, again.stderr) == (0, "")
+    verdict = "Verdict: champion stays (balanced, version 1 in the registry): version 1 is the champion"
+    assert again.stdout.splitlines()[0] == verdict
+
+
+def test_a_second_shell_starts_a_run(visit: Visit, served: Served) -> None:
+    done = visit.shell.run(*SECOND_SHELL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = " ".join(done.stdout.split())
+    assert "Completed('champion stays: version 1 is the champion" in said, "the same candidate again"
+    if STAGES == "toy":
+        assert sorted(stages_run(visit.folder)) == sorted(set(stages_run(visit.folder))), "no stage runs twice"
+
+
+@needs_models
+def test_a_run_with_settings_of_its_own(visit: Visit, served: Served) -> None:
+    done = visit.shell.run(SECOND_SHELL[0], command("prefect deployment run textcraftor/full --watch --param settings"))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_nobody_elses_run_was_touched(visit: Visit) -> None:
+    async def look() -> tuple[str, bool]:
+        async with get_client() as client:
+            run = await client.read_flow_run(visit.open_run)  # type: ignore[arg-type]
+            pools = {pool.name for pool in await client.read_work_pools()}
+            return str(run.state_name), bool(await client.read_deployments()) or "textcraftor" in pools
+
+    assert asyncio.run(look()) == ("Running", False)
+    assert not visit.theirs.exists()
+
+
+def test_stages_by_hand(visit: Visit) -> None:
+    lines = [line for line in BY_HAND if STAGES != "toy" or line.startswith(WITHOUT_MODELS)]
+    done = visit.shell.run(*lines)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.findall(r"Running stage '(.*)'", done.stdout)[0] == "resolve"
+    assert "train@balanced" not in re.findall(r"Running stage '(.*)'", done.stdout), (
+        "the flow made it, so nothing is left to do"
+    )
+
+
+@needs_models
+def test_prompts_of_ones_own_and_an_experiment_and_back(visit: Visit) -> None:
+    (visit.folder / "my_prompts.txt").write_text(
+        "".join(f"a {size} red circle number {i}\n" for i in range(50) for size in ("small", "large"))
+    )
+    assert visit.shell.run(command("make full PROMPTS=")).returncode in (0, 3)
+    assert visit.shell.run(command("make full")).returncode == 0
+    experiment = [command("dvc exp run"), command("git checkout"), "dvc repro", command("dvc exp show")]
+    done = visit.shell.run(BY_HAND[0], *experiment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert visit.shell.run(BY_HAND[0], command("textcraftor doctor")).returncode in (0, 1)
+
+
+def test_no_tracked_file_was_changed(visit: Visit) -> None:
+    if not (visit.folder / ".git").exists():
+        pytest.skip("these tests run without Git, so this is no clone")
+    assert visit.shell.run("git diff --stat HEAD").stdout == ""
