@@ -26,7 +26,7 @@ from textcraftor.device import choose_device
 from textcraftor.evaluate.batches import Batches
 from textcraftor.evaluate.generation import from_bytes, generate_images, plan
 from textcraftor.evaluate.scores import Scores
-from textcraftor.layout import BASE, GATE_RECORD, report_folder, scores_file
+from textcraftor.layout import BASE, GATE_RECORD, KEYS, report_folder, scores_file
 from textcraftor.models.base import load_base
 from textcraftor.tiny.language import reword
 from textcraftor.tiny.oracle import Oracle
@@ -39,6 +39,8 @@ SHARED = (
     "data/sources",
     f"data/reports/{BASE}",
     f"data/scores/{BASE}.parquet",
+    f"data/scores/{BASE}.dsse.json",
+    str(KEYS),
 )
 # Other rounding: name -> (settings, environment).
 KERNELS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {

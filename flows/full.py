@@ -82,8 +82,11 @@ def decide(verdict: Verdict, workspace: Workspace, settings: RunSettings) -> Dec
         return Decision(verdict="not promoted", why=f"no candidate passed the gate. {'; '.join(verdict.failed_rules())}")
     if settings.promote == "never":
         return Decision(verdict="judged", candidate=verdict.winner, why=f"{verdict.winner} won; nothing was to be promoted")
-    passed = {name: record for name, record in verdict.records.items() if record["passed"]}
-    versions = {name: register(name, runs[name], record, workspace) for name, record in passed.items()}
+    if refused := runs[verdict.winner].refused:
+        why = f"{verdict.winner} passed this run's gate, and cannot become a version: {refused}"
+        return Decision(verdict="not promoted", candidate=verdict.winner, why=why)
+    certified = [name for name, run in runs.items() if not run.refused]
+    versions = {name: register(name, runs[name].run_id, verdict.records[name], workspace) for name in certified}
     decision = challenge(versions[verdict.winner], workspace.config)
     if settings.promote == "manual" or decision.verdict == "champion stays":
         return decision

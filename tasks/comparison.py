@@ -1,30 +1,28 @@
 """A version compared with the present champion: the rules of `gate.champion_margin`, and how a person reads them."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
+from tasks import store
 from tasks.evidence import Record
 from tasks.versions import Champion
-from textcraftor.config import Config
 from textcraftor.evaluate.figures import plain_table, rule_rows
+from textcraftor.evaluate.gate import against_champion
+from textcraftor.trust.policy import Policy
+from textcraftor.trust.verifier import Proven
 
 _HEADING = "\n\n**Against the champion, version "
 
 
-def rules(folder: Path, champion: Champion | None, config: Config) -> list[Record]:
-    """Rules for the version in `folder` against a proven champion; none against any other."""
-    if champion is None or champion.folder is None:
+def rules(version: Proven, champion: Champion | None, model: str) -> list[Record]:
+    """Rules of the model's policy for a version against a proven champion; none against any other."""
+    if champion is None or champion.proven is None:
         return []
-    from textcraftor.evaluate.gate import against_champion
-    from textcraftor.evaluate.scores import Scores
-
-    candidate, present = (Scores.read(each / "evidence/scores.parquet") for each in (folder, champion.folder))
-    return against_champion(candidate, present, config)
+    return against_champion(version.scores, champion.proven.scores, Policy.load(model, store.ROOT))
 
 
 def in_words(champion: Champion, compared: Sequence[Record]) -> str:
     """One sentence for the terminal and for Prefect's pages."""
-    if champion.record is None:
+    if champion.proven is None:
         return f"The champion, version {champion.version}, is not proven: {champion.fault}"
     return f"Against the champion, version {champion.version}: {', '.join(map(_describe, compared)) or 'no rule compares them'}"
 
@@ -34,7 +32,7 @@ def in_card(card: str, champion: Champion, compared: Sequence[Record]) -> str:
     heading = f"{_HEADING}{champion.version}.** "
     body = "Lower end of the 95 % interval of this version minus the champion."
     table = f"\n\n```text\n{plain_table(rule_rows(compared))}\n```\n" if compared else "\n"
-    if champion.record is None:
+    if champion.proven is None:
         body = f"It is not proven: {champion.fault}"
     return card.split(_HEADING)[0].rstrip() + heading + body + table
 

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.evidence import Record, Unproven, candidate_digest
+from tasks.evidence import Record
 from tasks.workspace import Workspace
+from textcraftor.candidate import Candidate
+from textcraftor.errors import Unproven
 from textcraftor.layout import GATE_RECORD
 
 
@@ -37,7 +39,7 @@ def read_verdict(workspace: Workspace) -> Verdict:
     path = workspace.folder / GATE_RECORD
     gate = json.loads(path.read_text(encoding="utf-8"))
     for name, record in gate["candidates"].items():
-        if (now := candidate_digest(name, workspace)) != record["digest"]:
+        if (now := Candidate.find(name, workspace.folder).digest) != record["digest"]:
             raise Unproven(
                 f"{name}: its weights have digest {now[:12]}, {path} is about {str(record['digest'])[:12]}. "
                 "They changed after they were judged; run the pipeline again"

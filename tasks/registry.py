@@ -15,12 +15,14 @@ from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel
 
 from tasks import comparison, links, store
-from tasks.evidence import Record, Unproven, prove
+from tasks.evidence import Record
 from tasks.store import ARTIFACT, RegistryUnavailable, client, locked, tracking_uri, without_credentials
 from tasks.tracking import candidate_tags, only_if_unavailable
-from tasks.versions import CHALLENGER, CHAMPION, Champion, champion_version, fetch, find_champion
+from tasks.versions import CHALLENGER, CHAMPION, Champion, champion_version, fetch, fetch_proven, find_champion, verify_run
 from tasks.workspace import Workspace
 from textcraftor.config import Config
+from textcraftor.errors import Unproven
+from textcraftor.trust.verifier import Proven
 
 __all__ = ["Decision", "challenge", "promote", "register", "version_page"]
 
@@ -48,16 +50,16 @@ class Decision(BaseModel):
     cache_policy=NO_CACHE,
 )
 def register(name: str, run_id: str, record: Record, workspace: Workspace) -> int:
-    """Make a tracked candidate that passed the gate a version of the registered model; returns its number.
+    """Make a tracked candidate a version of the registered model, after verifying it; returns the version's number.
 
     A candidate with the identity of an existing, proven version is that version.
     Raises Unproven for one that did not pass.
     """
-    if not record["passed"]:
-        raise Unproven(f"{name} did not pass the gate. Only what passed becomes a version")
-    mlflow = client()
-    model = workspace.config.registry.name
+    mlflow, model = client(), workspace.config.registry.name
     run = mlflow.get_run(run_id)
+    if refused := run.data.tags.get("refused"):
+        raise Unproven(f"{refused}. Only what passed becomes a version")
+    proven = verify_run(run_id, model)
     key = run.data.tags["identity"]
     with locked(store.STORE.parent / "registry.lock"):
         known = mlflow.search_model_versions(f"name = '{model}' and tags.identity = '{key}'")
@@ -70,11 +72,7 @@ def register(name: str, run_id: str, record: Record, workspace: Workspace) -> in
             model,
             source=f"{run.info.artifact_uri}/{ARTIFACT}",
             run_id=run_id,
-            tags={
-                **candidate_tags(name, record, workspace),
-                "identity": key,
-                "content": run.data.tags.get("content", key),
-            },
+            tags={**candidate_tags(name, record, workspace), "identity": key, "statement": proven.digest},
             description=run.data.tags["mlflow.note.content"],
         )
         return int(version.version)
@@ -90,17 +88,17 @@ def register(name: str, run_id: str, record: Record, workspace: Workspace) -> in
 def challenge(version: int, config: Config) -> Decision:
     """Give a proven version the alias `challenger`, unless the champion has the same weights. Raises Unproven."""
     mlflow, model = client(), config.registry.name
-    record = prove(fetch(str(version), config))
+    proven = fetch_proven(str(version), config)
     with locked(store.STORE.parent / "registry.lock"):
         champion = find_champion(mlflow, config)
-        if champion and champion.record and champion.record["digest"] == record["digest"]:
+        if champion and champion.proven and champion.proven.scores.digest == proven.scores.digest:
             why = f"version {champion.version} is the champion and has the same weights"
-            return _decision("champion stays", why, champion.version, record, model)
-        rules = _compare(mlflow, version, champion, config)
+            return _decision("champion stays", why, champion.version, proven, model)
+        rules = _compare(mlflow, version, proven, champion, model)
         mlflow.set_registered_model_alias(model, CHALLENGER, str(version))
     against = f". {comparison.in_words(champion, rules)}" if champion else ""
     why = f"a person decides: make promote VERSION={version}{against}"
-    return _decision("challenger", why, version, record, model)
+    return _decision("challenger", why, version, proven, model)
 
 
 @task(
@@ -122,24 +120,24 @@ def promote(version: int, config: Config, by_hand: bool = False) -> Decision:
     RegistryUnavailable when the champion cannot be read now: it is then neither compared with nor replaced.
     """
     mlflow, model = client(), config.registry.name
-    record = prove(fetch(str(version), config))
+    proven = fetch_proven(str(version), config)
     with locked(store.STORE.parent / "registry.lock"):
         for _ in range(ATTEMPTS):
             champion = find_champion(mlflow, config)
             if champion and champion.version == version:
-                return _decision("champion stays", f"version {version} is the champion", version, record, model)
-            rules = _compare(mlflow, version, champion, config)
+                return _decision("champion stays", f"version {version} is the champion", version, proven, model)
+            rules = _compare(mlflow, version, proven, champion, model)
             failed = [f"{rule['rule']}: {rule['why']}" for rule in rules if not rule["passed"]]
             if champion and failed and not by_hand:
                 why = f"the champion, version {champion.version}, stays. {'; '.join(failed)}"
-                return _decision("not promoted", why, version, record, model)
+                return _decision("not promoted", why, version, proven, model)
             if champion_version(mlflow, model) != (champion.version if champion else None):
                 continue
             mlflow.set_registered_model_alias(model, CHAMPION, str(version))
             if champion_version(mlflow, model) == version:
                 if str(mlflow.get_registered_model(model).aliases.get(CHALLENGER)) == str(version):
                     mlflow.delete_registered_model_alias(model, CHALLENGER)
-                return _decision("promoted", _reason(champion, by_hand), version, record, model)
+                return _decision("promoted", _reason(champion, by_hand), version, proven, model)
     raise RegistryUnavailable(
         f"The alias `{CHAMPION}` of {model} was moved by somebody else {ATTEMPTS} times while version {version} was compared. "
         "Promote it again when that has ended"
@@ -152,24 +150,23 @@ def version_page(model: str, version: int) -> str | None:
     return links.version_page(uri, model, version) if uri.startswith("http") else None
 
 
-def _compare(mlflow: MlflowClient, version: int, champion: Champion | None, config: Config) -> list[Record]:
-    """Rules of `gate.champion_margin` for a version against a proven champion; none against any other.
+def _compare(mlflow: MlflowClient, version: int, proven: Proven, champion: Champion | None, model: str) -> list[Record]:
+    """Rules of the policy's margins for a version against a proven champion; none against any other.
 
     They are kept where a person looks before deciding: in the version's card and its tag `against_champion`.
     """
-    name, number = config.registry.name, str(version)
-    rules = comparison.rules(fetch(number, config), champion, config)
-    mlflow.set_model_version_tag(name, number, "against_champion", json.dumps(rules))
+    number, rules = str(version), comparison.rules(proven, champion, model)
+    mlflow.set_model_version_tag(model, number, "against_champion", json.dumps(rules))
     if champion:
-        card = comparison.in_card(mlflow.get_model_version(name, number).description or "", champion, rules)
-        mlflow.update_model_version(name, number, description=card)
+        card = comparison.in_card(mlflow.get_model_version(model, number).description or "", champion, rules)
+        mlflow.update_model_version(model, number, description=card)
     return rules
 
 
 def _reason(champion: Champion | None, by_hand: bool) -> str:
     before = "it is the first champion"
     if champion:
-        unproven = "" if champion.record else f", which is not proven: {champion.fault}"
+        unproven = "" if champion.proven else f", which is not proven: {champion.fault}"
         before = f"it replaces version {champion.version}{unproven}"
     return f"it passed the gate{' and a person chose it' if by_hand else ''}; {before}"
 
@@ -178,15 +175,15 @@ def _decision(
     verdict: Literal["promoted", "champion stays", "challenger", "not promoted"],
     why: str,
     version: int,
-    record: Record,
+    proven: Proven,
     model: str,
 ) -> Decision:
     return Decision(
         verdict=verdict,
         why=why,
-        candidate=record["candidate"],
+        candidate=proven.scores.candidate,
         version=version,
-        digest=record["digest"],
+        digest=proven.scores.digest,
         page=version_page(model, version),
         worse=client().get_model_version(model, str(version)).tags.get("worse", ""),
     )

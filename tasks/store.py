@@ -15,7 +15,8 @@ from tasks.environment import sqlite_url
 from textcraftor.errors import UserError
 from textcraftor.layout import STATE
 
-STORE = Path(__file__).resolve().parents[1] / STATE / "mlflow"  # MLflow's database and artifacts
+ROOT = Path(__file__).resolve().parents[1]  # the project: its policies and keys
+STORE = ROOT / STATE / "mlflow"  # MLflow's database and artifacts
 ARTIFACT: Final = "candidate"  # the run's artifact folder that becomes a model version
 
 

@@ -7,6 +7,7 @@ import csv
 import re
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,12 +21,13 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks import store
-from tasks.evidence import Record, assemble, content_digest, identity
+from tasks.evidence import Record, assemble, certify, identity
 from tasks.links import evidence_file, report_page
 from tasks.store import ARTIFACT, RegistryUnavailable, client, scratch, tracking_uri, without_credentials
 from tasks.workspace import Workspace
 from textcraftor.candidate import Candidate
 from textcraftor.config import Config, Weights
+from textcraftor.errors import ConfigError, Unproven
 from textcraftor.evaluate.figures import claim_rows, headline, losses, plain_table, read_claims, rule_rows, score_rows
 from textcraftor.layout import blend_of, has_tuned_unet, mix_of
 
@@ -58,6 +60,14 @@ def open_history(config: Config) -> str:
         ) from error
 
 
+@dataclass(frozen=True)
+class Tracked:
+    """A candidate's run in MLflow. `refused` says why it cannot become a version; empty when it can."""
+
+    run_id: str
+    refused: str = ""
+
+
 @task(
     task_run_name="track {name}",
     retries=3,
@@ -65,20 +75,24 @@ def open_history(config: Config) -> str:
     retry_condition_fn=only_if_unavailable,
     cache_policy=NO_CACHE,
 )
-def track(name: str, record: Record, workspace: Workspace) -> str:
-    """Log an evaluated candidate, whether it passed or not, and return the run's id. Equal identity means the same run."""
-    mlflow = client()
+def track(name: str, record: Record, workspace: Workspace) -> Tracked:
+    """Log an evaluated candidate, whether it passed or not. Equal identity means the same run.
+
+    One that passed the run's gate and the policy of the registered model gets a signed statement, and may become a version.
+    """
+    mlflow, model = client(), workspace.config.registry.name
     with scratch() as empty:
         folder = empty / ARTIFACT
         assemble(name, record, workspace, folder)
-        key, content = identity(folder), content_digest(folder)
-        experiment = _experiment(mlflow, workspace.config.registry.name)
-        for known in (key, content):  # runs logged before `content` existed have it as their identity
-            for run in mlflow.search_runs([experiment], f"tags.identity = '{known}' and attributes.status = 'FINISHED'"):
-                if _is_complete(mlflow, run.info.run_id, folder):
-                    return str(run.info.run_id)
+        key = identity(folder)
         (folder / "MODEL_CARD.md").write_text(model_card(name, record, workspace), encoding="utf-8")
-        tags = {**candidate_tags(name, record, workspace), "identity": key, "content": content}
+        certificate = _certify(folder, name, record, model)
+        experiment = _experiment(mlflow, model)
+        for run in mlflow.search_runs([experiment], f"tags.identity = '{key}' and attributes.status = 'FINISHED'"):
+            same = {name: run.data.tags.get(name) for name in certificate} == certificate
+            if same and _is_complete(mlflow, run.info.run_id, folder):
+                return Tracked(str(run.info.run_id), certificate["refused"])
+        tags = {**candidate_tags(name, record, workspace), "identity": key, **certificate}
         run = mlflow.create_run(experiment, run_name=name, tags=tags)
         run_id = str(run.info.run_id)
         try:
@@ -90,7 +104,18 @@ def track(name: str, record: Record, workspace: Workspace) -> str:
             mlflow.set_terminated(run_id, "FAILED")
             raise
         mlflow.set_terminated(run_id, "FINISHED")
-        return run_id
+        return Tracked(run_id, certificate["refused"])
+
+
+def _certify(folder: Path, name: str, record: Record, model: str) -> dict[str, str]:
+    """Sign for the candidate in `folder` if it passes. Tags: policy and key of its statement, or why it was refused one."""
+    if not record["passed"]:
+        return {"policy": "", "signed_by": "", "refused": f"{name} did not pass the gate"}
+    try:
+        statement = certify(folder, model, store.ROOT)
+    except (Unproven, ConfigError) as error:
+        return {"policy": "", "signed_by": "", "refused": " ".join(str(error).split())}
+    return {"policy": str(statement.predicate["policy"]), "signed_by": statement.signer, "refused": ""}
 
 
 def candidate_tags(name: str, record: Record, workspace: Workspace) -> dict[str, str]:

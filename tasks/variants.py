@@ -99,9 +99,19 @@ def create_variant(folder: Path, root: Path, params: Mapping[str, Any], prompt_f
     for entry in sorted({*stage_inputs(folder), *named_paths(config), *project_profile(config, root)}):
         if (root / entry).exists():
             _link_or_copy(root / entry, folder / entry)
+    _share_keys(root, folder)
     if (root / layout.DIGESTS).exists():  # they are by inode, so they hold for hard links too
         (folder / layout.DIGESTS).parent.mkdir(exist_ok=True)
         shutil.copyfile(root / layout.DIGESTS, folder / layout.DIGESTS)
+
+
+def _share_keys(root: Path, folder: Path) -> None:
+    """Let a variant sign with the project's key and believe the same keys."""
+    (root / layout.KEYS).mkdir(parents=True, exist_ok=True, mode=0o700)
+    for keys in (layout.KEYS, layout.TEAM_KEYS):
+        (folder / keys).parent.mkdir(parents=True, exist_ok=True)
+        if (root / keys).is_dir() and not (folder / keys).exists():
+            (folder / keys).symlink_to((root / keys).resolve(), target_is_directory=True)
 
 
 def project_profile(config: Config, root: Path) -> list[str]:

@@ -17,11 +17,11 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from tasks import store
-from tasks.evidence import Record, Unproven, content_digest, prove
 from tasks.store import ARTIFACT, RegistryUnavailable, client, locked, scratch, tracking_uri, without_credentials
 from textcraftor.artifact import written_aside
 from textcraftor.config import Config
-from textcraftor.errors import ModelError
+from textcraftor.errors import ModelError, Unproven
+from textcraftor.trust.verifier import Proven, verify
 
 CHALLENGER, CHAMPION = "challenger", "champion"
 # What MLflow answers when something does not exist or never did; any other refusal may be temporary.
@@ -30,38 +30,52 @@ GONE = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE")
 
 @dataclass(frozen=True)
 class Champion:
-    """The version with the alias `champion`. Without a proof it has no record, and `fault` says why."""
+    """The version with the alias `champion`. When it is not proven, `fault` says why."""
 
     version: int
-    record: Record | None = None
-    folder: Path | None = None
+    proven: Proven | None = None
     fault: str = ""
 
 
 def fetch(alias_or_version: str, config: Config) -> Path:
-    """Download a version, by alias or number, and prove it; returns its folder, laid out like data/encoders/MIX.
+    """The folder of a proven version, laid out like data/encoders/MIX. See `fetch_proven`."""
+    return fetch_proven(alias_or_version, config).folder
 
-    A version is downloaded once and proved on every call; a damaged download is replaced.
-    Raises ModelError when there is no such version, Unproven when its evidence is gone, damaged or does not match,
+
+def fetch_proven(alias_or_version: str, config: Config) -> Proven:
+    """Download a version, by alias or number, and verify it.
+
+    A version is downloaded once and verified on every call; a damaged download is replaced.
+    Raises ModelError when there is no such version, Unproven when its evidence is gone, damaged or does not hold,
     RegistryUnavailable when it cannot be read now.
     """
     model = config.registry.name
     with _unavailable_in_one_line(f"version {alias_or_version} of {model}"):
         mlflow = client()
         version = _find(mlflow, model, alias_or_version)
-        if not version.run_id or "identity" not in version.tags:
+        if not version.run_id or "statement" not in version.tags:
             raise Unproven(
-                f"Version {version.version} of {model} was not registered by the pipeline and carries no proof. "
-                "Only what passed the gate can be used or promoted"
+                f"{_not_proven(model, version.version)}the pipeline did not register it, or did so before statements were "
+                "signed. Only what passed the gate can be used or promoted; the pipeline registers such a candidate again"
             )
         models = store.STORE.parent / "models" / model
         folder = models / f"{version.version}-{version.run_id[:8]}"
         try:
-            _check(folder, version)
+            return _check(folder, version)
         except Unproven:  # not downloaded yet, or the download is damaged
             with locked(models / "lock"):
-                _repair(folder, mlflow, version)
-        return folder
+                return _repair(folder, mlflow, version)
+
+
+def verify_run(run_id: str, model: str) -> Proven:
+    """Verify the candidate that a run has logged, before it becomes a version. Its folder is gone afterwards.
+
+    Raises Unproven, RegistryUnavailable.
+    """
+    with _unavailable_in_one_line(f"run {run_id} of {model}"), scratch() as empty:
+        mlflow = client()
+        source = f"{mlflow.get_run(run_id).info.artifact_uri}/{ARTIFACT}"
+        return verify(_download(mlflow, source, run_id, f"Run {run_id}: ", empty), model, store.ROOT)
 
 
 def find_champion(mlflow: MlflowClient, config: Config) -> Champion | None:
@@ -73,8 +87,7 @@ def find_champion(mlflow: MlflowClient, config: Config) -> Champion | None:
     if number is None:
         return None
     try:
-        folder = fetch(str(number), config)
-        return Champion(number, prove(folder), folder)
+        return Champion(number, fetch_proven(str(number), config))
     except (Unproven, ModelError) as error:
         return Champion(number, fault=str(error).removeprefix(_not_proven(config.registry.name, number)))
 
@@ -86,37 +99,38 @@ def champion_version(mlflow: MlflowClient, model: str) -> int | None:
     return int(number) if number else None
 
 
-def _check(folder: Path, version: ModelVersion) -> None:
-    """Raises Unproven unless `folder` proves itself and holds the bytes that were registered."""
+def _check(folder: Path, version: ModelVersion) -> Proven:
+    """Raises Unproven unless `folder` holds what the version's statement says, and the statement is the registered one."""
     try:
-        prove(folder)
+        proven = verify(folder, version.name, store.ROOT)
     except Unproven as error:
         raise Unproven(f"{_not_proven(version.name, version.version)}{error}") from None
-    # Versions registered before `content` existed carry the same digest as `identity`.
-    if content_digest(folder) != version.tags.get("content", version.tags["identity"]):
-        raise Unproven(f"{_not_proven(version.name, version.version)}its artifacts were changed after it was registered")
+    if proven.digest != version.tags["statement"]:
+        raise Unproven(f"{_not_proven(version.name, version.version)}its statement is not the one that was registered")
+    return proven
 
 
-def _repair(folder: Path, mlflow: MlflowClient, version: ModelVersion) -> None:
+def _repair(folder: Path, mlflow: MlflowClient, version: ModelVersion) -> Proven:
     """Download a version to `folder`, unless another process just did. Raises Unproven."""
     with contextlib.suppress(Unproven):
         return _check(folder, version)
+    name = _not_proven(version.name, version.version)
     with scratch() as empty:
-        downloaded = _download(mlflow, version, empty)
+        downloaded = _download(mlflow, version.source or "", version.run_id or "", name, empty)
         _check(downloaded, version)
         with written_aside(folder) as aside:
             shutil.copytree(downloaded, aside)
+    return _check(folder, version)
 
 
-def _download(mlflow: MlflowClient, version: ModelVersion, into: Path) -> Path:
-    """The folder of a version's artifacts. Raises Unproven when they are gone."""
-    gone = f"{_not_proven(version.name, version.version)}its artifacts are gone"
+def _download(mlflow: MlflowClient, source: str, run_id: str, name: str, into: Path) -> Path:
+    """The folder of a run's candidate. Raises Unproven, beginning with `name`, when it is gone."""
+    gone = f"{name}its artifacts are gone"
     proxied = "mlflow-artifacts:/"
-    source, run_id = version.source or "", version.run_id or ""
     if source.startswith(proxied) and not tracking_uri().startswith("http"):
         # Written by `make full` through its server and read without one: the same files are in the store.
         folder = store.STORE / "artifacts" / source.removeprefix(proxied).lstrip("/")
-        if not folder.is_dir():
+        if ".." in Path(source).parts or not folder.is_dir():
             raise Unproven(gone)
         return folder
     try:

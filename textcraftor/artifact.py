@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pydantic
@@ -60,9 +60,14 @@ def digest(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     if not path.is_dir():
         raise FileNotFoundError(path)
+    return folder_digest({file.relative_to(path).as_posix(): digest(file) for file in path.rglob("*") if file.is_file()})
+
+
+def folder_digest(files: Mapping[str, str]) -> str:
+    """sha256 of a folder, from its files' relative names and their digests."""
     total = hashlib.sha256()
-    for file_path in sorted(p for p in path.rglob("*") if p.is_file()):
-        total.update(f"{file_path.relative_to(path).as_posix()}\0{digest(file_path)}\n".encode())
+    for name in sorted(files, key=PurePosixPath):
+        total.update(f"{name}\0{files[name]}\n".encode())
     return total.hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -90,12 +91,12 @@ class Candidate:
         """Look a candidate up: `base`, a mix, a mix with its tuned UNet (`MIX-unet`), a saved blend (`blend-NAME`), or a folder
         laid out like theirs.
 
-        root: the workspace; a folder is relative to the current one.
+        root: the workspace.  A folder is relative to the current one and written with a slash: a plain name is never a folder.
         Raises ModelError when there is no such candidate.
         """
         if name == BASE:
             return cls(name)
-        if (blend := blend_of(name)) and not Path(name).is_dir():
+        if (blend := blend_of(name)) and "/" not in name:
             if not (root / blend_folder(blend)).is_dir():
                 saved = [path.name for path in (root / BLENDS).glob("[!.]*")]
                 raise ModelError(
@@ -104,10 +105,9 @@ class Candidate:
             return replace(cls.at(root / blend_folder(blend)), name=name)
         mix = mix_of(name)
         encoders = root / encoder_folder(mix)
-        if len(Path(name).parts) > 1 or not encoders.is_dir():
-            folder = Path(name)
-            if folder.is_dir():
-                return cls.at(folder)
+        if "/" in name or not encoders.is_dir():
+            if "/" in name and Path(name).is_dir():
+                return cls.at(Path(name))
             trained = [path.name for path in (root / ENCODERS).glob("[!.]*")]
             raise ModelError(
                 f"{unknown('candidate', name, [BASE, *trained])} `textcraftor train --mix NAME` makes a mix's candidate"
@@ -125,8 +125,12 @@ class Candidate:
     @cached_property
     def digest(self) -> str:
         """sha256 over the folders of weights, as named in gate records. Empty for the base."""
-        digests = {part: digest(path) for part, path in self.parts.items()}
-        return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest() if digests else ""
+        return parts_digest({part: digest(path) for part, path in self.parts.items()})
+
+
+def parts_digest(digests: Mapping[str, str]) -> str:
+    """The digest of a candidate, from those of its parts, named as in `Candidate.parts`; empty without parts."""
+    return hashlib.sha256(json.dumps(dict(digests), sort_keys=True).encode()).hexdigest() if digests else ""
 
 
 def _encoders(folder: Path) -> dict[str, Any]:

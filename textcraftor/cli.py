@@ -18,8 +18,11 @@ from textcraftor import layout
 from textcraftor.errors import UserError
 from textcraftor.options import PARAMS, Device, Params, Profile, require_prompt
 from textcraftor.style.commands import blend, sheet, studio
+from textcraftor.trust import commands as trust
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.add_typer(trust.keys, name="keys")
+app.add_typer(trust.policy, name="policy")
 
 REFUSED = {  # what a system refuses through no fault of ours, and what to do
     errno.EACCES: "Make it accessible, or work in a copy of the project",
@@ -151,7 +154,9 @@ def gate(params: Params = PARAMS, profile: Profile = None) -> None:
 @app.command()
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to draw.")],
-    model: Annotated[str, typer.Option(help="champion, challenger, a version, a candidate, or a folder.")] = "champion",
+    model: Annotated[
+        str, typer.Option(help="champion, challenger, a version, a candidate, or a folder (with a /).")
+    ] = "champion",
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("generated.png"),
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
     task: Annotated[

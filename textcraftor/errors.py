@@ -7,6 +7,7 @@
     ├── ModelError            weights are missing, truncated or do not fit
     ├── RewardError           a reward is unknown, mis-weighted or got inputs it cannot score
     ├── TrainingError         a run cannot continue (non-finite loss, out of memory, full disk)
+    ├── Unproven              a model cannot be used or promoted: it did not pass the gate, or its evidence does not hold
     ├── RankFailure           one rank failed inside a collective operation; the launcher ends the others
     └── Preempted             a run stopped after SIGTERM and wrote its checkpoint: exit status 75, run it again
 
@@ -46,6 +47,10 @@ class RewardError(UserError):
 
 class TrainingError(UserError):
     """A run cannot continue: the loss is not finite, or memory or disk space ran out."""
+
+
+class Unproven(UserError):
+    """A model cannot be used or promoted: it did not pass the gate, or its evidence is missing, damaged or forged."""
 
 
 class RankFailure(UserError):

@@ -6,6 +6,8 @@ from typing import Final
 # Shipped with the project, or written by its owner.
 TINY: Final = Path("data/tiny")
 EXPECTATIONS: Final = Path("data/expectations")
+POLICIES: Final = Path("mlflow/policy")  # what a version of a registered model must have shown
+TEAM_KEYS: Final = POLICIES / "keys"  # public keys of those whose signatures count
 
 # Made by the stages.
 RESOLVED: Final = Path("data/resolved.json")  # the configuration with the digests of the files that it names
@@ -30,6 +32,7 @@ TRAINING_STATE: Final = STATE / "training"
 TRAINING_LOCKS: Final = STATE / "locks"
 PARTIAL_DOWNLOADS: Final = STATE / "downloads"
 RANDOM_WEIGHTS: Final = STATE / "random-weights"
+KEYS: Final = STATE / "keys"  # that sign on this machine
 TINY_STATE: Final = STATE / "tiny"
 
 BASE: Final = "base"  # the untuned model, which every other candidate is compared with
@@ -95,6 +98,11 @@ def training_lock(stage: str, mix: str) -> Path:
 def scores_file(candidate: str) -> Path:
     """Scores of each image of a candidate, with their proof."""
     return SCORES / f"{candidate}.parquet"
+
+
+def scores_signature(candidate: str) -> Path:
+    """The signed statement about `scores_file(candidate)`."""
+    return SCORES / f"{candidate}.dsse.json"
 
 
 def report_folder(candidate: str) -> Path:

@@ -31,7 +31,7 @@ def find(model: str, run: Config, root: Path) -> Found:
     """
     if model in (layout.BASE, *run.candidates):
         return Found(Candidate.find(model, root), root / layout.scores_file(model), model)
-    if Path(model).is_dir():
+    if "/" in model:  # a plain name never is a folder, so that none can stand in for the champion
         return Found(Candidate.at(Path(model)), Path(model) / "evidence/scores.parquet", Path(model).resolve().name)
     folder = plugin("textcraftor.candidates", "registry")(model, run)
     number = folder.name.split("-")[0]  # the registry's folders are named VERSION-RUN

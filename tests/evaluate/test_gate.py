@@ -7,9 +7,9 @@ import pytest
 
 from tests.evaluate.synthetic import IMAGES, RULES, gate_config, scored, three_candidates
 from textcraftor.config import Config
-from textcraftor.errors import ModelError
 from textcraftor.evaluate.gate import against_champion, decide, gate, markdown
 from textcraftor.evaluate.scores import Scores
+from textcraftor.evaluate.signed_scores import write_signed
 
 
 @pytest.fixture
@@ -173,9 +173,8 @@ def test_the_verdict_is_a_pure_function_of_the_scores(scores, config):
 
 
 def test_writing_the_record_twice_gives_the_same_bytes(scores, config, tmp_path):
-    for name, each in scores.items():
-        each.write(tmp_path / f"data/scores/{name}.parquet")
-    scored("stranger", oracle=0.5, heldout=9).write(tmp_path / "data/scores/stranger.parquet")
+    for each in (*scores.values(), scored("stranger", oracle=0.5, heldout=9)):
+        write_signed(each, tmp_path)
     path = gate(config, tmp_path)
     written = path.read_bytes(), path.with_suffix(".md").read_bytes()
     assert json.loads(written[0]) == decide(scores, config)  # and the stranger is none of this run's candidates
@@ -183,12 +182,28 @@ def test_writing_the_record_twice_gives_the_same_bytes(scores, config, tmp_path)
     assert (path.read_bytes(), path.with_suffix(".md").read_bytes()) == written
 
 
-def test_missing_scores_are_a_verdict_and_a_damaged_table_is_an_error(config, tmp_path):
-    assert not json.loads(gate(config, tmp_path).read_text())["passed"]
-    (tmp_path / "data/scores").mkdir()
-    (tmp_path / "data/scores/base.parquet").write_text("no parquet")
-    with pytest.raises(ModelError, match="is not a table of scores"):
-        gate(config, tmp_path)
+def test_scores_that_evaluation_did_not_sign_do_not_count(scores, config, tmp_path):
+    def reasons():
+        candidates = json.loads(gate(config, tmp_path).read_text())["candidates"]
+        return {name: record["rules"][0]["why"] for name, record in candidates.items() if not record["passed"]}
+
+    assert reasons()["balanced"].startswith("balanced has no scores. Run `textcraftor evaluate --candidate balanced`")
+    for each in scores.values():
+        write_signed(each, tmp_path)
+    assert not reasons()
+    signed = tmp_path / "data/scores/balanced.parquet"
+    replace(scores["balanced"], table=scores["balanced"].table.with_columns(pl.col("oracle") + 1)).write(signed)
+    again = ". Run `textcraftor evaluate --candidate balanced` again"
+    assert reasons() == {"balanced": f"balanced.parquet was changed after it was signed{again}"}
+    signed.write_bytes(b"no table")
+    assert reasons() == {"balanced": f"balanced.parquet was changed after it was signed{again}"}
+    (tmp_path / "data/scores/balanced.dsse.json").unlink()
+    assert reasons() == {"balanced": f"balanced.dsse.json is missing{again}"}
+    (tmp_path / "data/scores/base.dsse.json").write_text("{}")
+    assert (
+        set(reasons()) == {"balanced", "aesthetic"}
+        and "base.parquet: its signed statement is damaged" in reasons()["aesthetic"]
+    )
 
 
 def test_markdown_shows_verdict_value_bound_and_reason(scores, config):

@@ -11,7 +11,7 @@ def make_checkout(folder: Path, **sections: object) -> Path:
     """A toy project with our flows, tasks and deployments, for the interpreter that runs the tests."""
     make_project(folder, **sections)
     for name in ("flows", "tasks", "mlflow"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "policy"), dirs_exist_ok=True)
     shutil.copy2(ROOT / "prefect.yaml", folder / "prefect.yaml")
     return folder
 

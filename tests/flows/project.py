@@ -8,6 +8,7 @@ import yaml
 
 from textcraftor.config import load
 from textcraftor.resolved import write_resolved
+from textcraftor.trust.policy import Policy
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -21,7 +22,13 @@ def make_project(folder: Path, **sections: object) -> Path:
     (folder / ".dvc").mkdir()
     (folder / ".dvc/config").write_text("[core]\n    no_scm = True\n    analytics = false\n")
     use_toys(folder, **sections)
-    write_resolved(load(folder / "params.yaml"), folder)
+    config = load(folder / "params.yaml")
+    for reward in config.rewards.values():
+        if reward.path and reward.path.startswith("data/tiny/rewards/"):
+            (folder / reward.path).mkdir(parents=True, exist_ok=True)
+            (folder / reward.path / "model.safetensors").write_text(f"weights of {reward.path}")
+    write_resolved(config, folder)
+    Policy.of(config, folder).write(config.registry.name, config.profile, folder)
     return folder
 
 

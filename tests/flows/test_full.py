@@ -25,6 +25,7 @@ def project(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(store, "STORE", tmp_path / "store")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     folder = make_project(tmp_path / "project")
+    monkeypatch.setattr(store, "ROOT", folder)
     monkeypatch.chdir(folder)
     return folder
 

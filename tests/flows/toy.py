@@ -10,24 +10,29 @@
     devices.log    it appends "begin" and "end" lines with its GPU, and takes half a second in between
 """
 
-import hashlib
-import json
 import os
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as parquet
+import polars as pl
 from PIL import Image
 
-from textcraftor.artifact import digest, write_json
+from textcraftor.artifact import write_json
+from textcraftor.candidate import Candidate
 from textcraftor.config import load
+from textcraftor.evaluate.gate import gate
+from textcraftor.evaluate.provenance import comparable_settings, trained_on, weights_record
+from textcraftor.evaluate.scores import Scores
+from textcraftor.evaluate.signed_scores import write_signed
+from textcraftor.evaluate.statistics import compare
+from textcraftor.heldout import fingerprint
+from textcraftor.layout import scores_file
 
 DATA = Path("data")
 CONFIG = load("params.yaml")
-PROMPTS = 32
+PROMPTS, IMAGES = 32, 4
 
 
 def curate() -> None:
@@ -56,88 +61,49 @@ def train(mix: str) -> None:
     (folder / "text_encoder/config.json").write_text("{}")
     (folder / "text_encoder/model.safetensors").write_text(f"weights of {mix}, {CONFIG.train.steps} steps")
     (folder / "history.csv").write_text("step,loss,clip\n0,1.0,0.2\n1,0.5,0.3\n")
-    write_json(folder / "proof.json", {"seed": 0})
+    clip = fingerprint(CONFIG.rewards["clip"]).as_json()
+    write_json(folder / "proof.json", {"seed": 0, "trained_weights": {"clip": clip}})
     (folder / "grids").mkdir()
     Image.new("RGB", (16, 16), "red").save(folder / "grids/step-000001.png")
 
 
 def evaluate(name: str) -> None:
+    """Every judge sees the same gain on every prompt."""
     gain = 0.0 if name == "base" else CONFIG.train.steps / 1000 + 0.001 * len(name)
-    noise = np.random.default_rng(len(name)).random(2 * PROMPTS)
-    columns = {
-        "prompt_id": pa.array([f"{i // 2:016x}" for i in range(2 * PROMPTS)]),
-        "prompt": pa.array([f"prompt {i // 2}" for i in range(2 * PROMPTS)]),
-        "seed": pa.array(range(2 * PROMPTS)),
-        "image_index": pa.array([i % 2 for i in range(2 * PROMPTS)]),
-        **{judge: pa.array(0.5 + gain + 0.01 * noise) for judge in CONFIG.evaluate.judges},
-        "diversity": pa.array(np.full(2 * PROMPTS, 0.3)),
-    }
-    about = {
-        "candidate": name,
-        "digest": weights(name),
-        "judges": CONFIG.evaluate.judges,
-        "trained_on": ["clip"],
-        "proof": {},
-    }
-    (DATA / "scores").mkdir(parents=True, exist_ok=True)
-    table = pa.table(columns).replace_schema_metadata({b"textcraftor": json.dumps(about).encode()})
-    parquet.write_table(table, DATA / f"scores/{name}.parquet")
+    rows = range(IMAGES * PROMPTS)
+    noise = np.random.default_rng(0).random(len(rows))
+    table = pl.DataFrame(
+        {
+            "prompt_id": [f"{row // IMAGES:016x}" for row in rows],
+            "prompt": [f"prompt {row // IMAGES}" for row in rows],
+            "seed": list(rows),
+            "image_index": [row % IMAGES for row in rows],
+            **dict.fromkeys(CONFIG.evaluate.judges, 0.5 + gain + 0.01 * noise),
+            "diversity": np.full(len(rows), 0.3),
+        }
+    )
+    candidate = Candidate.find(name, Path())
+    proof = {"config": comparable_settings(CONFIG), **weights_record(CONFIG, candidate, Path())}
+    scores = Scores(name, candidate.digest, CONFIG.evaluate.judges, trained_on(CONFIG, candidate, proof), proof, table)
+    write_signed(scores, Path())
     report = DATA / "reports" / name
     report.mkdir(parents=True)
-    write_json(report / "metrics.json", {"candidate": name, "base": "base", **figures(gain)})
+    base = Scores.read(scores_file("base"))
+    figures = compare(table, base.table, scores.judges, scores.trained_on, CONFIG.evaluate)
+    write_json(report / "metrics.json", {"candidate": name, "base": "base", **figures})
     write_json(report / "claims.json", claims(0 if name == "base" else CONFIG.train.steps))
     Image.new("RGB", (64, 32), "blue").save(report / "grid.png")
     (report / "report.html").write_text("<p>report</p>")
 
 
 def judge() -> None:
-    records = {}
-    for mix in CONFIG.mixes:
-        metrics = json.loads((DATA / "reports" / mix / "metrics.json").read_text())
-        delta = metrics["judges"]["oracle"]["delta"]
-        rule = {
-            "rule": "oracle.delta",
-            "judge": "oracle",
-            "metric": "delta",
-            "value": delta,
-            "bound": 0.05,
-            "why": "better",
-        }
-        passed = delta >= 0.05
-        records[mix] = {
-            "passed": passed, "digest": weights(mix), "rules": [{**rule, "passed": passed}], "metrics": metrics,
-        }  # fmt: skip
-    passing = sorted(mix for mix, record in records.items() if record["passed"])
-    winner = passing[0] if passing else None
-    write_json(DATA / "reports/gate.json", {"passed": bool(passing), "winner": winner, "candidates": records})
-
-
-def figures(gain: float) -> dict[str, object]:
-    one = {
-        "mean": 0.5 + gain,
-        "base_mean": 0.5,
-        "delta": gain,
-        "ci_low": gain - 0.01,
-        "ci_high": gain + 0.01,
-        "win_rate": 0.9,
-    }
-    judges = {judge: {**one, "trained_on": judge == "clip"} for judge in CONFIG.evaluate.judges}
-    spread = {**one, "mean": 0.3, "base_mean": 0.3, "ratio": 1.0}
-    return {"n_prompts": PROMPTS, "judges": judges, "diversity": spread}
+    gate(CONFIG, Path())
 
 
 def claims(steps: int) -> dict[str, object]:
     """Tuning gains colours and rich prompts, and loses shapes."""
     up, down = {"held": 400 + steps, "of": 1000}, {"held": 400 - steps // 4, "of": 1000}
     return {"kind": {"colour": up, "shape": down}, "language": {"rich": up}}
-
-
-def weights(name: str) -> str:
-    """The digest that `Candidate.digest` gives, without torch."""
-    if name == "base":
-        return ""
-    parts = {"text_encoder": digest(DATA / "encoders" / name / "text_encoder")}
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def log_device(event: str) -> None:

@@ -13,7 +13,7 @@ MODEL = "textcraftor-tiny"
 def enter(workspace: Workspace) -> int:
     """Track and register the workspace's candidate; its version."""
     record = read_verdict.fn(workspace).records["balanced"]
-    return register.fn("balanced", track.fn("balanced", record, workspace), record, workspace)
+    return register.fn("balanced", track.fn("balanced", record, workspace).run_id, record, workspace)
 
 
 def alias_holder(store: MlflowClient, alias: str) -> str | None:

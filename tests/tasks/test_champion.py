@@ -41,6 +41,7 @@ def two_versions(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home / 'mlflow.db'}")
         patch.setattr(registry_store, "STORE", home / "store")
+        patch.setattr(registry_store, "ROOT", judged[1].parent)
         assert [enter(workspaces[300]), enter(workspaces[200])] == [CHAMPION, WORSE]
         shutil.copytree(home / "store", home / "backup")
         yield home, workspaces
@@ -76,39 +77,34 @@ def _without_metadata(path: Path) -> None:
     parquet.write_table(parquet.read_table(path).replace_schema_metadata(None), path)
 
 
-def _with_metadata(path: Path, metadata: object) -> None:
-    table = parquet.read_table(path)
-    parquet.write_table(table.replace_schema_metadata({b"textcraftor": json.dumps(metadata).encode()}), path)
-
-
 def _truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def _without_rules(path: Path) -> None:
-    record = json.loads(path.read_text())
-    del record["rules"]
-    path.write_text(json.dumps(record))
+def _without_signatures(path: Path) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), "signatures": []}))
 
 
-GATE, SCORES = "evidence/gate.json", "evidence/scores.parquet"
+SIGNED = "its files are not the ones that were signed: "
+GATE, SCORES, STATEMENT = "evidence/gate.json", "evidence/scores.parquet", "statement.dsse.json"
 RUINS: dict[str, tuple[Callable[[Path], object], str]] = {
     "all artifacts gone": (shutil.rmtree, "its artifacts are gone"),
-    "weights gone": (lambda folder: shutil.rmtree(folder / "text_encoder"), "its weights are gone"),
-    "weights changed": (lambda folder: (folder / "text_encoder/model.safetensors").write_text("?"), "do not belong together"),
-    "no gate record": (lambda folder: (folder / GATE).unlink(), "has no gate record"),
-    "gate record cut off": (lambda folder: _truncate(folder / GATE), "its gate record is damaged"),
-    "gate record not UTF-8": (
-        lambda folder: (folder / GATE).write_bytes(b"\xff"),
-        "its gate record is damaged",
+    "weights gone": (lambda folder: shutil.rmtree(folder / "text_encoder"), SIGNED + "text_encoder/config.json"),
+    "weights changed": (
+        lambda folder: (folder / "text_encoder/model.safetensors").write_text("?"),
+        SIGNED + "text_encoder/model",
     ),
-    "gate record a list": (lambda folder: (folder / GATE).write_text("[]"), "its gate record is damaged"),
-    "gate record without rules": (lambda folder: _without_rules(folder / GATE), "its gate record is damaged"),
-    "scores gone": (lambda folder: (folder / SCORES).unlink(), "its scores are gone"),
-    "scores cut off": (lambda folder: _truncate(folder / SCORES), "its scores are damaged"),
-    "scores without metadata": (lambda folder: _without_metadata(folder / SCORES), "its scores are damaged"),
-    "metadata a list": (lambda folder: _with_metadata(folder / SCORES, []), "its scores are damaged"),
-    "metadata of nothing": (lambda folder: _with_metadata(folder / SCORES, {}), "its scores are damaged"),
+    "no gate record": (lambda folder: (folder / GATE).unlink(), SIGNED + GATE),
+    "gate record cut off": (lambda folder: _truncate(folder / GATE), SIGNED + GATE),
+    "scores gone": (lambda folder: (folder / SCORES).unlink(), SIGNED + SCORES),
+    "scores without metadata": (lambda folder: _without_metadata(folder / SCORES), SIGNED + SCORES),
+    "a file more": (lambda folder: (folder / "evidence/more.json").write_text("{}"), SIGNED + "evidence/more.json"),
+    "a script": (lambda folder: (folder / "run.py").write_text("exit()"), "run.py does not belong to a candidate"),
+    "no statement": (lambda folder: (folder / STATEMENT).unlink(), "it has no signed statement"),
+    "statement cut off": (lambda folder: _truncate(folder / STATEMENT), "its signed statement is damaged"),
+    "statement not UTF-8": (lambda folder: (folder / STATEMENT).write_bytes(b"\xff"), "its signed statement is damaged"),
+    "statement a list": (lambda folder: (folder / STATEMENT).write_text("[]"), "its signed statement is damaged"),
+    "statement not signed": (lambda folder: _without_signatures(folder / STATEMENT), "it is not signed"),
 }
 
 
@@ -147,9 +143,12 @@ def _in_database(statement: str) -> Callable[[MlflowClient, Path], None]:
     [
         (_delete_and_gc_run, "its artifacts are gone"),
         (_in_database("UPDATE model_versions SET current_stage = 'Deleted_Internal' WHERE version = 1"), "has no version 1"),
-        (_in_database("UPDATE model_versions SET run_id = NULL, source = NULL WHERE version = 1"), "carries no proof"),
+        (
+            _in_database("UPDATE model_versions SET run_id = NULL, source = NULL WHERE version = 1"),
+            "the pipeline did not register it",
+        ),
         (_in_database("UPDATE model_versions SET run_id = 'REDACTED-RUN-ID' WHERE version = 1"), "its artifacts are gone"),
-        (_in_database("UPDATE model_version_tags SET value = 'x' WHERE version = 1 AND key = 'content'"), "were changed"),
+        (_in_database("UPDATE model_version_tags SET value = 'x' WHERE version = 1 AND key = 'statement'"), "is not the one"),
     ],
     ids=["run deleted and gc'd", "version deleted, alias left", "no run", "run unknown", "registered as something else"],
 )

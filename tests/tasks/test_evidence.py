@@ -2,23 +2,26 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 import yaml
 
-from tasks.evidence import Unproven, assemble, identity, prove
+from tasks.evidence import assemble, certify, identity
 from tasks.gate import read_verdict
 from tasks.workspace import Workspace
 from textcraftor.candidate import Candidate
+from textcraftor.errors import Unproven
 from textcraftor.evaluate.gate import gate
 from textcraftor.evaluate.scores import Scores
-from textcraftor.layout import BASE, encoder_folder, report_folder, scores_file
+from textcraftor.evaluate.signed_scores import write_signed
+from textcraftor.layout import BASE, encoder_folder, report_folder
+from textcraftor.trust.policy import Policy
+from textcraftor.trust.statement import BASE_SCORES, SCORES
+from textcraftor.trust.verifier import verify
 
 PROMPTS, IMAGES = 32, 2
 
@@ -63,15 +66,18 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     }
     (root / "params.yaml").write_text(yaml.safe_dump(params))
     workspace = Workspace(root)
-    scores(BASE, "", 0).write(root / scores_file(BASE))
+    write_signed(scores(BASE, "", 0), root)
     for name, gain in (("balanced", 0.2), ("aesthetic", 0.01)):
         weights = root / encoder_folder(name) / "text_encoder"
         weights.mkdir(parents=True)
         (weights / "config.json").write_text("{}")
         (weights / "model.safetensors").write_text(f"weights of {name}")
-        scores(name, Candidate.find(name, root).digest, gain).write(root / scores_file(name))
+        write_signed(scores(name, Candidate.find(name, root).digest, gain), root)
         (root / report_folder(name)).mkdir(parents=True)
     gate(workspace.config, root)
+    policy = Policy.of(workspace.config, root)
+    pinned = policy.model_copy(update={"images_per_prompt": IMAGES, "judges": {"heldout": "b" * 64, "oracle": ""}})
+    pinned.write(workspace.config.registry.name, "tiny", root)
     return workspace
 
 
@@ -80,82 +86,37 @@ def assembled(workspace: Workspace, name: str, folder: Path) -> Path:
     return folder
 
 
-def test_the_record_of_the_gate_stage_is_proven(workspace: Workspace, tmp_path: Path) -> None:
-    verdict = read_verdict.fn(workspace)
-    record = prove(assembled(workspace, "balanced", tmp_path / "balanced"))
+def test_what_passes_the_policy_gets_a_statement_and_what_does_not_gets_none(workspace: Workspace, tmp_path: Path) -> None:
+    verdict, model = read_verdict.fn(workspace), workspace.config.registry.name
     assert verdict.winner == "balanced"
-    assert record == {"candidate": "balanced", **verdict.records["balanced"]}
-    assert [rule["rule"] for rule in record["rules"]] == [
-        *("oracle.ci_low", "diversity.ratio"),
-        *("heldout.held_out", "oracle.held_out"),
-    ]
-    with pytest.raises(Unproven, match=r"aesthetic did not pass the gate \(oracle.ci_low\)"):
-        prove(assembled(workspace, "aesthetic", tmp_path / "aesthetic"))
-
-
-def _edit(change: Callable[[dict[str, Any]], object]) -> Callable[[Path, Workspace], None]:
-    def edit(folder: Path, _: Workspace) -> None:
-        path = folder / "evidence/gate.json"
-        record = json.loads(path.read_text())
-        change(record)
-        path.write_text(json.dumps(record))
-
-    return edit
-
-
-def _claim_passed(**rule: object) -> Callable[[Path, Workspace], None]:
-    """Claim that the candidate passed, and that its first rule did, with these changes."""
-
-    def claim(record: dict[str, Any]) -> None:
-        record["passed"] = True
-        record["rules"][0].update(rule)
-
-    return _edit(claim)
-
-
-def _other_record(folder: Path, workspace: Workspace) -> None:
-    shutil.copytree(assembled(workspace, "balanced", folder / "other") / "evidence", folder / "evidence", dirs_exist_ok=True)
-
-
-@pytest.mark.parametrize(
-    ("falsify", "why"),
-    [
-        (_claim_passed(), "did not pass the gate"),
-        (_edit(lambda record: record.update(passed=True, rules=[])), "no rule was checked"),
-        (_claim_passed(passed=True), "oracle.ci_low"),
-        (_claim_passed(passed=True, value=None), "oracle.ci_low"),
-        (_claim_passed(passed=True, value=float("inf")), "oracle.ci_low"),
-        (_claim_passed(passed="yes"), "its gate record is damaged"),
-        (_other_record, "do not belong together"),
-    ],
-    ids=["passed", "no rules", "rule passed", "no value", "infinite", "not a bool", "another candidate's"],
-)
-def test_a_candidate_that_failed_cannot_be_made_to_pass(
-    workspace: Workspace, tmp_path: Path, falsify: Callable[[Path, Workspace], None], why: str
-) -> None:
-    folder = assembled(workspace, "aesthetic", tmp_path / "aesthetic")
-    falsify(folder, workspace)
-    with pytest.raises(Unproven, match=why):
-        prove(folder)
-
-
-@pytest.mark.parametrize(
-    "falsify",
-    [
-        lambda folder, workspace: (folder / "text_encoder/model.safetensors").write_text("other weights"),
-        lambda folder, workspace: (folder / "text_encoder/config.json").write_text('{"layers": 1}'),
-        lambda folder, workspace: shutil.copy(workspace.scores("aesthetic"), folder / "evidence/scores.parquet"),
-        _edit(lambda record: record.update(digest="0" * 64)),
-    ],
-    ids=["weights", "architecture", "scores", "digest"],
-)
-def test_evidence_about_other_weights_is_refused(
-    workspace: Workspace, tmp_path: Path, falsify: Callable[[Path, Workspace], None]
-) -> None:
     folder = assembled(workspace, "balanced", tmp_path / "balanced")
-    falsify(folder, workspace)
-    with pytest.raises(Unproven, match="do not belong together"):
-        prove(folder)
+    statement = certify(folder, model, workspace.folder)
+    assert statement.predicate["candidate"] == "balanced"
+    assert verify(folder, model, workspace.folder).record["rules"] == verdict.records["balanced"]["rules"]
+    failed = assembled(workspace, "aesthetic", tmp_path / "aesthetic")
+    with pytest.raises(Unproven, match=r"aesthetic does not pass the policy of textcraftor-tiny \(oracle.ci_low\)"):
+        certify(failed, model, workspace.folder)
+    assert not (failed / "statement.dsse.json").exists()
+
+
+def test_an_edited_gate_record_does_not_help(workspace: Workspace, tmp_path: Path) -> None:
+    folder = assembled(workspace, "aesthetic", tmp_path / "aesthetic")
+    record = json.loads((folder / "evidence/gate.json").read_text())
+    for rule in record["rules"]:
+        rule.update(passed=True, value=1.0)
+    (folder / "evidence/gate.json").write_text(json.dumps({**record, "passed": True}))
+    with pytest.raises(Unproven, match="does not pass the policy"):
+        certify(folder, workspace.config.registry.name, workspace.folder)
+
+
+@pytest.mark.parametrize("table", [SCORES, BASE_SCORES])
+def test_edited_scores_do_not_help(workspace: Workspace, tmp_path: Path, table: str) -> None:
+    """Edited in the workspace before the candidate is assembled, as with `dvc commit` of a table."""
+    folder = assembled(workspace, "aesthetic", tmp_path / "aesthetic")
+    edited, sign = Scores.read(folder / table), 1 if table == SCORES else -1
+    replace(edited, table=edited.table.with_columns(pl.col("oracle") + sign)).write(folder / table)
+    with pytest.raises(Unproven, match="was changed after it was signed"):
+        certify(folder, workspace.config.registry.name, workspace.folder)
 
 
 def test_identity_is_of_weights_values_and_verdict(workspace: Workspace, tmp_path: Path) -> None:
@@ -163,7 +124,7 @@ def test_identity_is_of_weights_values_and_verdict(workspace: Workspace, tmp_pat
     path = folder / "evidence/scores.parquet"
     written, key = Scores.read(path), identity(folder)
     replace(written, proof={"code_revision": "another"}).write(path)
-    _edit(lambda record: record["rules"][0].update(why="in other words"))(folder, workspace)
+    _edit_rule(folder, why="in other words")
     (folder / "evidence/report.html").write_text("another report")
     assert identity(folder) == key
     replace(written, table=written.table.with_columns(pl.col("oracle") + 1e-12)).write(path)
@@ -172,5 +133,12 @@ def test_identity_is_of_weights_values_and_verdict(workspace: Workspace, tmp_pat
     assert identity(folder) == key
     for change in ({"bound": 0.04}, {"value": 0.3}, {"rule": "another"}, {"passed": False}):
         other = shutil.copytree(folder, tmp_path / f"other {next(iter(change))}")
-        _edit(lambda record, change=change: record["rules"][0].update(change))(other, workspace)
+        _edit_rule(other, **change)
         assert identity(other) != key, change
+
+
+def _edit_rule(folder: Path, **changes: object) -> None:
+    path = folder / "evidence/gate.json"
+    record = json.loads(path.read_text())
+    record["rules"][0].update(changes)
+    path.write_text(json.dumps(record))

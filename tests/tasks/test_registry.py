@@ -3,17 +3,16 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
-import pyarrow
-import pyarrow.parquet as parquet
+import polars as pl
 import pytest
 import yaml
 from mlflow import MlflowClient
 from prefect.states import Failed
 
 from tasks import store as registry_store
-from tasks.evidence import Unproven
 from tasks.gate import Verdict, read_verdict
 from tasks.registry import challenge, promote, register, version_page
 from tasks.store import RegistryUnavailable
@@ -23,22 +22,28 @@ from tasks.workspace import Workspace
 from tests.tasks.registered import MODEL, alias_holder, enter
 from textcraftor.artifact import write_json
 from textcraftor.candidate import Candidate
-from textcraftor.errors import ModelError
+from textcraftor.errors import ModelError, Unproven
+from textcraftor.evaluate.scores import Scores
+from textcraftor.evaluate.signed_scores import write_signed
 from textcraftor.layout import GATE_RECORD, blend_folder, encoder_folder, report_folder, scores_file
 
 
 @pytest.fixture
-def store(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
+def store(tmp_path: Path, empty_store: Path, judged: dict[int, Path], monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
     shutil.copyfile(empty_store, tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     monkeypatch.setattr(registry_store, "STORE", tmp_path / "store")
+    monkeypatch.setattr(registry_store, "ROOT", judged[1].parent)
     return registry_store.client()
 
 
 @pytest.fixture
 def workspaces(judged: dict[int, Path], tmp_path: Path) -> dict[int, Workspace]:
     """Copies, so that a test may tamper with them."""
-    return {steps: Workspace(Path(shutil.copytree(folder, tmp_path / f"steps-{steps}"))) for steps, folder in judged.items()}
+    return {
+        steps: Workspace(Path(shutil.copytree(folder, tmp_path / f"steps-{steps}", symlinks=True)))
+        for steps, folder in judged.items()
+    }
 
 
 def test_the_same_candidate_is_one_run_and_one_version(store: MlflowClient, workspaces: dict[int, Workspace]) -> None:
@@ -65,12 +70,12 @@ def test_a_blend_is_registered_and_proven_like_a_mix(store: MlflowClient, worksp
     write_json(saved / "blend.json", {"space": "embeddings", "weights": ["original=0.5", "balanced=0.5"], "parts": parts})
     shutil.copytree(folder / report_folder("balanced"), folder / report_folder("blend-soft"))
     candidate = Candidate.find("blend-soft", folder)
-    table = parquet.read_table(folder / scores_file("balanced"))
-    about = {**json.loads(table.schema.metadata[b"textcraftor"]), "candidate": "blend-soft", "digest": candidate.digest}
-    parquet.write_table(table.replace_schema_metadata({b"textcraftor": json.dumps(about)}), folder / scores_file("blend-soft"))
+    write_signed(
+        replace(Scores.read(folder / scores_file("balanced")), candidate="blend-soft", digest=candidate.digest), folder
+    )
     workspace = Workspace(folder)
     record = {**read_verdict.fn(workspace).records["balanced"], "digest": candidate.digest}
-    run = track.fn("blend-soft", record, workspace)
+    run = track.fn("blend-soft", record, workspace).run_id
     version = register.fn("blend-soft", run, record, workspace)
     assert "blend of text encoders, `balanced=0.5 original=0.5`" in store.get_model_version(MODEL, str(version)).description
     fetched = fetch(str(version), workspace.config)
@@ -82,7 +87,7 @@ def test_a_failed_candidate_is_logged_but_not_registered(store: MlflowClient, wo
     verdict = read_verdict.fn(workspaces[1])
     assert verdict.winner is None
     assert verdict.failed_rules() == ["balanced: oracle.delta = 0.009, at least 0.050"]
-    run = track.fn("balanced", verdict.records["balanced"], workspaces[1])
+    run = track.fn("balanced", verdict.records["balanced"], workspaces[1]).run_id
     assert store.get_run(run).data.tags["gate"] == "failed"
     with pytest.raises(Unproven, match="did not pass"):
         register.fn("balanced", run, verdict.records["balanced"], workspaces[1])
@@ -97,9 +102,7 @@ def test_weights_changed_after_the_gate_are_refused(workspaces: dict[int, Worksp
 def test_promotion_compares_with_the_champion_and_a_person_may_overrule_it(
     store: MlflowClient, workspaces: dict[int, Workspace]
 ) -> None:
-    config = workspaces[200].config.model_copy(
-        update={"gate": workspaces[200].config.gate.model_copy(update={"champion_margin": {"oracle": 0.02}})}
-    )
+    config = workspaces[200].config
     worse, better = enter(workspaces[200]), enter(workspaces[300])
     assert challenge.fn(better, config).verdict == "challenger"
     assert alias_holder(store, "challenger") == str(better)
@@ -112,7 +115,10 @@ def test_promotion_compares_with_the_champion_and_a_person_may_overrule_it(
     by_hand = promote.fn(worse, config, by_hand=True)
     assert (by_hand.verdict, alias_holder(store, "champion")) == ("promoted", str(worse))
     recorded = json.loads(store.get_model_version(MODEL, str(worse)).tags["against_champion"])
-    assert [rule["passed"] for rule in recorded] == [False]
+    assert {rule["rule"]: rule["passed"] for rule in recorded} == {
+        "champion.oracle.ci_low": False,
+        "champion.heldout.ci_low": False,
+    }
 
 
 def test_fetch_returns_the_weights_that_were_judged(workspaces: dict[int, Workspace], store: MlflowClient) -> None:
@@ -174,9 +180,9 @@ def test_a_version_registered_by_hand_is_not_promoted(store: MlflowClient, works
     store.create_registered_model(MODEL)
     foreign = store.create_model_version(MODEL, source=str(workspaces[1].folder))
     store.set_registered_model_alias(MODEL, "champion", foreign.version)
-    with pytest.raises(Unproven, match="carries no proof"):
+    with pytest.raises(Unproven, match="the pipeline did not register it"):
         fetch("champion", config)
-    with pytest.raises(Unproven, match="carries no proof"):
+    with pytest.raises(Unproven, match="the pipeline did not register it"):
         promote.fn(int(foreign.version), config, by_hand=True)
     decision = promote.fn(enter(workspaces[200]), config)
     assert (decision.verdict, alias_holder(store, "champion")) == ("promoted", "2")
@@ -190,7 +196,7 @@ def test_a_run_that_failed_while_logging_is_logged_again(
     with monkeypatch.context() as broken, pytest.raises(ConnectionError):
         broken.setattr(MlflowClient, "log_artifacts", lambda *_: (_ for _ in ()).throw(ConnectionError()))
         track.fn("balanced", record, workspaces[200])
-    run = track.fn("balanced", record, workspaces[200])
+    run = track.fn("balanced", record, workspaces[200]).run_id
     assert store.get_run(run).info.status == "FINISHED"
     assert (fetch(str(register.fn("balanced", run, record, workspaces[200])), workspaces[200].config)).is_dir()
 
@@ -200,11 +206,9 @@ def test_verdict_without_a_winner_says_why() -> None:
     assert Verdict(None, {"a": {"rules": [rule]}}).failed_rules() == ["a: heldout.ci_low = nothing, at least 0.000"]
 
 
-def _rewrite_scores(path: Path, **changes: object) -> None:
-    """Change what scores.parquet says about itself, not its values."""
-    table = parquet.read_table(path)
-    about = {**json.loads(table.schema.metadata[b"textcraftor"]), **changes}
-    parquet.write_table(table.replace_schema_metadata({b"textcraftor": json.dumps(about).encode()}), path)
+def _evaluate_again(workspace: Workspace, **changes: object) -> None:
+    """Sign other scores of the candidate."""
+    write_signed(replace(Scores.read(workspace.scores("balanced")), **changes), workspace.folder)  # type: ignore[arg-type]
 
 
 def _rewrite_rule(workspace: Workspace, **changes: object) -> None:
@@ -217,10 +221,11 @@ def _rewrite_rule(workspace: Workspace, **changes: object) -> None:
 def test_wording_and_code_revision_make_no_new_version(store: MlflowClient, workspaces: dict[int, Workspace]) -> None:
     workspace = workspaces[200]
     assert enter(workspace) == 1
-    _rewrite_scores(workspace.scores("balanced"), proof={"code_revision": "another", "versions": {"torch": "9"}})
+    proof = Scores.read(workspace.scores("balanced")).proof
+    _evaluate_again(workspace, proof={**proof, "code_revision": "another", "versions": {"torch": "9"}})
     _rewrite_rule(workspace, why="in other words")
     assert enter(workspace) == 1
-    assert "better" in (fetch("1", workspace.config) / "evidence/gate.json").read_text()  # as it was registered
+    assert "in other words" not in (fetch("1", workspace.config) / "evidence/gate.json").read_text()  # as it was registered
 
 
 @pytest.mark.parametrize("change", ["bound", "a score"])
@@ -232,28 +237,21 @@ def test_another_verdict_or_score_makes_a_new_version(
     if change == "bound":
         _rewrite_rule(workspace, bound=0.06)
     else:
-        path = workspace.scores("balanced")
-        table = parquet.read_table(path)
-        column = table.column_names.index("oracle")
-        values = [table["oracle"][0].as_py() + 1e-9, *table["oracle"].to_pylist()[1:]]
-        parquet.write_table(table.set_column(column, "oracle", pyarrow.array(values)), path)
+        table = Scores.read(workspace.scores("balanced")).table
+        _evaluate_again(workspace, table=table.with_columns(pl.col("oracle") + 1e-9))
     assert enter(workspace) == 2
 
 
-def test_versions_registered_before_this_identity_are_still_found(
+def test_a_version_from_before_statements_were_signed_is_registered_again(
     store: MlflowClient, workspaces: dict[int, Workspace]
 ) -> None:
-    """Their `identity` is the digest that `content` holds today, and they have no `content`."""
     workspace = workspaces[200]
     enter(workspace)
-    version = store.get_model_version(MODEL, "1")
-    assert version.run_id
-    store.set_tag(version.run_id, "identity", version.tags["content"])
-    store.delete_tag(version.run_id, "content")
-    store.set_model_version_tag(MODEL, "1", "identity", version.tags["content"])
-    store.delete_model_version_tag(MODEL, "1", "content")
-    assert enter(workspace) == 1
-    assert fetch("1", workspace.config).is_dir()
+    store.delete_model_version_tag(MODEL, "1", "statement")
+    with pytest.raises(Unproven, match="before statements were signed"):
+        fetch("1", workspace.config)
+    assert enter(workspace) == 2
+    assert fetch("2", workspace.config).is_dir()
 
 
 @pytest.mark.parametrize("lost", ["evidence/gate.json", "evidence/scores.parquet", "text_encoder/model.safetensors", "."])

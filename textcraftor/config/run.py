@@ -16,6 +16,8 @@ from textcraftor.config.training import TrainConfig, TuneConfig
 from textcraftor.errors import ConfigError, unknown
 from textcraftor.layout import ENCODERS, blend_candidate, candidate_name
 
+REGISTRY_NAMES = ("champion", "challenger", "base")
+
 
 class Config(Section):
     """A whole run, resolved and checked."""
@@ -52,6 +54,11 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _facts_across_sections(self) -> "Config":
+        for name in self.mix:
+            if name in REGISTRY_NAMES or name.isdigit():
+                raise ValueError(
+                    f"mix.{name}: {', '.join(REGISTRY_NAMES)} and numbers stand for models of the registry. Rename the mix"
+                )
         self._check_curriculum()
         for name in self.all_mixes:
             if name not in self.mix:

@@ -7,26 +7,44 @@ fails, and the record says why.
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from textcraftor.artifact import write_json, written_aside
-from textcraftor.config import MATRIX, ORACLE_JUDGES, Config, GateRule
-from textcraftor.errors import UserError
+from textcraftor.config import MATRIX, ORACLE_JUDGES, Config, EvaluateConfig, GateConfig, GateRule
+from textcraftor.errors import Unproven, UserError
 from textcraftor.evaluate.scores import DIVERSITY, Scores
+from textcraftor.evaluate.signed_scores import read_signed
 from textcraftor.evaluate.statistics import compare, score_fault
 from textcraftor.heldout import Fingerprint, same_weights
-from textcraftor.layout import BASE, GATE_RECORD, scores_file
+from textcraftor.layout import BASE, GATE_RECORD, scores_file, scores_signature
+from textcraftor.signing import Keyring
 
 Record = dict[str, Any]
+
+
+class Terms(Protocol):
+    """What a verdict depends on: a run's configuration, or the policy of a registered model."""
+
+    @property
+    def evaluate(self) -> EvaluateConfig: ...
+
+    @property
+    def gate(self) -> GateConfig: ...
 
 
 def gate(config: Config, root: Path) -> Path:
     """Judge every candidate of the run by its scores; write gate.json and gate.md, and return the path of the former.
 
-    That no candidate passes is a verdict, not an error.  Raises ModelError when a table of scores is damaged.
+    Scores that this project's evaluation did not sign count as missing. That no candidate passes is a verdict, not an error.
     """
-    paths = {name: root / scores_file(name) for name in (BASE, *config.candidates)}
-    record = decide({name: Scores.read(path) for name, path in paths.items() if path.exists()}, config)
+    keys, scores, faults = Keyring(root).believed(), {}, {}
+    for name in (BASE, *config.candidates):
+        if (root / scores_file(name)).exists():
+            try:
+                scores[name], _ = read_signed(root / scores_file(name), root / scores_signature(name), keys)
+            except Unproven as error:
+                faults[name] = f"{error}. Run `textcraftor evaluate --candidate {name}` again"
+    record = decide(scores, config, faults)
     path = root / GATE_RECORD
     write_json(path, record)
     with written_aside(path.with_suffix(".md")) as aside:
@@ -34,15 +52,16 @@ def gate(config: Config, root: Path) -> Path:
     return path
 
 
-def decide(scores: Mapping[str, Scores], config: Config) -> Record:
+def decide(scores: Mapping[str, Scores], config: Config, faults: Mapping[str, str] | None = None) -> Record:
     """The gate record: {passed, winner, thresholds, candidates: {NAME: {passed, digest, rules, metrics}}}.
 
-    scores: by candidate, including `base`.  Each rule is {rule, judge, metric, value, bound, passed, why}; a value that
-    could not be computed is None and fails.  The winner is the candidate with the best delta of `gate.rank_by` among
-    those that pass; among equals, the first by name.
+    scores: by candidate, including `base`.  faults: why a candidate's scores cannot be used.  Each rule is
+    {rule, judge, metric, value, bound, passed, why}; a value that could not be computed is None and fails.  The winner is
+    the candidate with the best delta of `gate.rank_by` among those that pass; among equals, the first by name.
     """
     base = scores.get(BASE)
-    candidates = {name: _judge_candidate(name, scores.get(name), base, config) for name in config.candidates}
+    faults = faults or {}
+    candidates = {name: judge_candidate(name, scores.get(name), base, config, faults) for name in config.candidates}
     rank_by = config.gate.rank_by
     passing = [name for name, record in candidates.items() if record["passed"]]
     ranked = sorted(passing, key=lambda name: (-candidates[name]["metrics"]["judges"][rank_by]["delta"], name))
@@ -54,7 +73,7 @@ def decide(scores: Mapping[str, Scores], config: Config) -> Record:
     }
 
 
-def against_champion(candidate: Scores, champion: Scores, config: Config) -> list[Record]:
+def against_champion(candidate: Scores, champion: Scores, config: Terms) -> list[Record]:
     """Rules of `gate.champion_margin`: the candidate is not inferior to the champion, judge by judge.
 
     A judge passes when the lower end of the paired interval of candidate minus champion lies above minus its margin:
@@ -85,10 +104,16 @@ def markdown(record: Record) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _judge_candidate(name: str, scores: Scores | None, base: Scores | None, config: Config) -> Record:
+def judge_candidate(
+    name: str, scores: Scores | None, base: Scores | None, config: Terms, unusable: Mapping[str, str] | None = None
+) -> Record:
+    """One candidate's record: {passed, digest, rules, heldout_judges, trained_weights, metrics}.
+
+    config: the rules and the judges.  unusable: why the scores of the candidate or the base cannot be used.
+    """
     if scores is None or base is None:
         missing = name if scores is None else BASE
-        metrics, fault = None, _no_scores(missing)
+        metrics, fault = None, (unusable or {}).get(missing) or _no_scores(missing)
         faults: dict[str, str] = {}
     elif difference := scores.chain_difference(base):
         metrics, fault, faults = None, difference, {}
@@ -144,7 +169,7 @@ def _no_scores(candidate: str) -> str:
     return f"{candidate} has no scores. Run `textcraftor evaluate --candidate {candidate}`"
 
 
-def _faults(scores: Scores, base: Scores, config: Config) -> dict[str, str]:
+def _faults(scores: Scores, base: Scores, config: Terms) -> dict[str, str]:
     """Why scores cannot be used, by judge."""
     faults = {}
     for judge in (*config.evaluate.judges, DIVERSITY):
@@ -156,7 +181,7 @@ def _faults(scores: Scores, base: Scores, config: Config) -> dict[str, str]:
     return faults
 
 
-def _compare(scores: Scores, base: Scores, judges: tuple[str, ...], config: Config) -> tuple[Record | None, str]:
+def _compare(scores: Scores, base: Scores, judges: tuple[str, ...], config: Terms) -> tuple[Record | None, str]:
     """(metrics, "") or (None, why there are none)."""
     try:
         metrics = compare(scores.table, base.table, judges, scores.trained_on, config.evaluate)

@@ -23,6 +23,7 @@ from textcraftor.evaluate.judging import score
 from textcraftor.evaluate.provenance import comparable_settings, scores_proof, trained_on, weights_record
 from textcraftor.evaluate.report import GRID_PROMPTS, Evaluation, write_report
 from textcraftor.evaluate.scores import DIVERSITY, ORACLE, Scores
+from textcraftor.evaluate.signed_scores import write_signed
 from textcraftor.evaluate.statistics import compare
 from textcraftor.layout import BASE, report_folder, scores_file
 from textcraftor.models.base import load_base
@@ -33,9 +34,10 @@ from textcraftor.rewards import Reward, load_reward
 def evaluate(config: Config, candidate: str, root: Path, device: torch.device) -> Path:
     """Evaluate `base`, or a candidate against it, on the same prompts and noise.
 
-    Writes data/scores/CANDIDATE.parquet and data/reports/CANDIDATE (metrics.json, grid.png, report.html, and in the tiny
-    world claims.json); returns the report's folder.  The base must be evaluated first: candidates are compared with its
-    scores and images.  Under `torchrun` the processes share generation and scoring; rank 0 compares and writes.
+    Writes data/scores/CANDIDATE.parquet with its signature, and data/reports/CANDIDATE (metrics.json, grid.png, report.html,
+    and in the tiny world claims.json); returns the report's folder.  The base must be evaluated first: candidates are
+    compared with its scores and images.  Under `torchrun` the processes share generation and scoring; rank 0 compares and
+    writes.
 
     Raises ModelError for an unknown or untrained candidate, or when the base's evaluation is missing;
     PromptError when the base was evaluated on other prompts, and with fewer than two prompts.
@@ -110,7 +112,7 @@ def measure(
     )
     with written_aside(report) as aside:
         write_report(aside, evaluation)
-        scores.write(root / scores_file(model.name))
+        write_signed(scores, root)
     batches.work.barrier()
     return report
 

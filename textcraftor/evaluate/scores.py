@@ -1,6 +1,7 @@
 """A candidate's table of scores with its proof. Reading it needs no model library, so the gate needs none."""
 
 import contextlib
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -114,17 +115,22 @@ class Scores:
         """Read what `write` wrote.  Raises ModelError when the file is missing or not a table of scores."""
         if not path.is_file():
             raise ModelError(f"{path} does not exist. Run `textcraftor evaluate --candidate {path.stem}` first")
+        return cls.parse(path.read_bytes(), path)
+
+    @classmethod
+    def parse(cls, content: bytes, path: Path) -> "Scores":
+        """The scores in the bytes of a file.  path: for the message.  Raises ModelError when they are not a table of scores."""
         try:
-            about = json.loads(pl.read_parquet_metadata(path)[_METADATA])
+            about = json.loads(pl.read_parquet_metadata(io.BytesIO(content))[_METADATA])
             return cls(
                 candidate=about["candidate"],
                 digest=about["digest"],
                 judges=tuple(about["judges"]),
                 trained_on=tuple(about["trained_on"]),
                 proof=about["proof"],
-                table=pl.read_parquet(path),
+                table=pl.read_parquet(io.BytesIO(content)),
             )
-        except (PolarsError, OSError, KeyError, ValueError) as error:
+        except (PolarsError, OSError, KeyError, ValueError, TypeError) as error:
             raise ModelError(
                 f"{path} is not a table of scores ({type(error).__name__}: {' '.join(str(error).split())}). "
                 f"Remove it and run `textcraftor evaluate --candidate {path.stem}`"

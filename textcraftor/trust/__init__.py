@@ -1,0 +1,1 @@
+"""What makes a model trustworthy: the policy of its registered model, one signed statement, and one verifier."""
