@@ -35,6 +35,7 @@ TOY_SETTINGS = RecipeSettings(
     autoencoder=toy_schedule(2),
     autoencoder_decoder=toy_schedule(2),
     text_encoder=toy_schedule(),
+    reading=toy_schedule(),
     unet=toy_schedule(steps=4),  # the base is kept after each of three parts of them
     towers=toy_schedule(),
     fine_tuning=toy_schedule(),

@@ -12,7 +12,7 @@ from transformers import CLIPTextModel
 
 from textcraftor.device import choose_device
 from textcraftor.errors import UserError, unknown
-from textcraftor.tiny.recipe import aesthetic, contrastive, export, preferences, towers, unet, vae
+from textcraftor.tiny.recipe import aesthetic, contrastive, export, preferences, reading, towers, unet, vae
 from textcraftor.tiny.recipe.card import write_card
 from textcraftor.tiny.recipe.contrastive import CaptionMix, train_contrastive
 from textcraftor.tiny.recipe.drawings import Drawings, make_drawings
@@ -42,6 +42,7 @@ class RecipeSettings:
     autoencoder: Schedule = vae.SCHEDULE
     autoencoder_decoder: Schedule = vae.DECODER_SCHEDULE
     text_encoder: Schedule = field(default_factory=lambda: replace(contrastive.SCHEDULE, steps=900))
+    reading: Schedule = reading.SCHEDULE
     unet: Schedule = unet.SCHEDULE
     towers: Schedule = contrastive.SCHEDULE
     fine_tuning: Schedule = contrastive.FINE_TUNING_SCHEDULE
@@ -78,13 +79,14 @@ class RecipeBuilder:
         return loaded.requires_grad_(False)
 
     def text_encoder(self) -> CLIPTextModel:
-        """The text encoder before it is trained with the UNet; contrastively trained if it is not in the work folder."""
+        """The text encoder before it is trained with the UNet: by contrast, then by reading; trained if it is not in `work`."""
         folder = self.work / "text_encoder"
         if not folder.exists():
             seed = self.seed_torch("text_encoder")
             encoder = CLIPTextModel(towers.text_config(self.tokenizer, BASE_TEXT, towers.EMBEDDING))
             task = self._new_task(towers.TextEncoderTowers(encoder, towers.new_open_clip(self.tokenizer)))
             self._train_contrastive("text_encoder", task, seed, self.settings.text_encoder, captions=BASE_CAPTIONS)
+            reading.train_reading(encoder, self.tokenizer, self.work / "reading.pt", seed, self.settings.reading)
             with replace_folder(folder) as temporary:
                 encoder.save_pretrained(temporary)
         loaded: CLIPTextModel = CLIPTextModel.from_pretrained(folder).to(self.device)

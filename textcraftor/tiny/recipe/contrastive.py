@@ -20,6 +20,11 @@ from textcraftor.tiny.scenes import BACKGROUNDS, COLOURS, OPPOSITE_RELATION, REL
 SCHEDULE = Schedule(steps=1000, batch=64, peak_lr=1.5e-3, ema=0.99, save_every=50)
 FINE_TUNING_SCHEDULE = Schedule(steps=250, batch=64, peak_lr=4e-4, ema=0.99, save_every=50)
 ATTRIBUTES = len(COLOURS) * (len(SHAPES) + len(SIZES) + len(RELATIONS)) + len(BACKGROUNDS) + len(STYLES)
+_PER_COLOUR = len(SHAPES) + len(SIZES) + len(RELATIONS)
+# Indices of the attributes that say where an object is.
+POSITIONS = tuple(
+    colour * _PER_COLOUR + _PER_COLOUR - len(RELATIONS) + n for colour in range(len(COLOURS)) for n in range(len(RELATIONS))
+)
 MAX_LOG_SCALE = 4.6  # e^4.6 is about 100, CLIP's upper bound
 
 
@@ -34,17 +39,16 @@ class CaptionMix:
 def scene_attributes(scenes: Sequence[Scene]) -> Tensor:
     """Binary attributes of scenes, (B, ATTRIBUTES): shape, size and position of each colour; background; style."""
     table = torch.zeros(len(scenes), ATTRIBUTES)
-    per_colour = len(SHAPES) + len(SIZES) + len(RELATIONS)
     for row, scene in zip(table, scenes, strict=True):
         relations = (scene.relation, OPPOSITE_RELATION[scene.relation] if scene.relation else None)
         for obj, relation in zip(scene.objects, relations, strict=False):
-            start = COLOURS.index(obj.colour or "") * per_colour
+            start = COLOURS.index(obj.colour or "") * _PER_COLOUR
             row[start + SHAPES.index(obj.shape or "")] = 1
             row[start + len(SHAPES) + SIZES.index(obj.size or "")] = 1
             if relation:
                 row[start + len(SHAPES) + len(SIZES) + RELATIONS.index(relation)] = 1
-        row[len(COLOURS) * per_colour + BACKGROUNDS.index(scene.background)] = 1
-        row[len(COLOURS) * per_colour + len(BACKGROUNDS) + STYLES.index(scene.style)] = 1
+        row[len(COLOURS) * _PER_COLOUR + BACKGROUNDS.index(scene.background)] = 1
+        row[len(COLOURS) * _PER_COLOUR + len(BACKGROUNDS) + STYLES.index(scene.style)] = 1
     return table
 
 

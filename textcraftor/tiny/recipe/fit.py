@@ -74,19 +74,16 @@ class MatrixMuon(torch.optim.Muon):
         super().step(closure)
 
 
-def _optimisers(model: nn.Module, schedule: Schedule, slower: tuple[nn.Module, float]) -> list[torch.optim.Optimizer]:
-    """AdamW, and Muon for the hidden matrices outside of the slower part if the schedule says so."""
-    part, factor = slower
-    slow = [parameter for parameter in part.parameters() if parameter.requires_grad]
-    ids = {id(parameter) for parameter in slow}
+def _optimisers(model: nn.Module, schedule: Schedule, by_adamw: nn.Module | None) -> list[torch.optim.Optimizer]:
+    """AdamW, and Muon for the hidden matrices outside of the part `by_adamw` if the schedule says so."""
+    ids = {id(parameter) for parameter in by_adamw.parameters()} if by_adamw else set()
     matrices: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad and id(parameter) not in ids:
+        if parameter.requires_grad:
             is_hidden = parameter.ndim > 1 and not any(word in name for word in ("conv_in", "conv_out", "time_embedding"))
-            (matrices if schedule.muon_lr and is_hidden else rest).append(parameter)
-    groups = [{"params": rest, "lr": schedule.peak_lr}, {"params": slow, "lr": schedule.peak_lr * factor}]
-    adamw = torch.optim.AdamW(groups, weight_decay=schedule.weight_decay, betas=(0.9, 0.98))
+            (matrices if schedule.muon_lr and is_hidden and id(parameter) not in ids else rest).append(parameter)
+    adamw = torch.optim.AdamW(rest, lr=schedule.peak_lr, weight_decay=schedule.weight_decay, betas=(0.9, 0.98))
     return [adamw, *([MatrixMuon(matrices, schedule.muon_lr, schedule.weight_decay)] if matrices else [])]
 
 
@@ -97,19 +94,19 @@ def fit(
     schedule: Schedule,
     checkpoint: Path,
     seed: int,
-    slower: tuple[nn.Module, float] | None = None,
+    by_adamw: nn.Module | None = None,
     snapshots: Mapping[int, Path] | None = None,
 ) -> None:
     """Train `model` in place; afterwards it is in eval mode and holds the averaged weights.
 
     loss_at: draws a batch with the given generator and returns its loss.  checkpoint: file to resume from if it exists,
-    and to save progress to.  slower: a part of the model and the factor on its learning rate.  snapshots: safetensors
+    and to save progress to.  by_adamw: a part of the model that Muon leaves to AdamW.  snapshots: safetensors
     files of the averaged weights, by the number of steps after which each is written.  Raises TrainingError when the
     gradient is not finite.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     device = parameters[0].device
-    optimisers = _optimisers(model, schedule, slower or (nn.Identity(), 1.0))
+    optimisers = _optimisers(model, schedule, by_adamw)
     stateful: list[Any] = [
         *optimisers,
         *(torch.optim.lr_scheduler.LambdaLR(optimiser, schedule.factor) for optimiser in optimisers),

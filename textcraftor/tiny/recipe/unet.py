@@ -2,11 +2,12 @@
 
 Every training image has one caption for good, as in a scraped data set; a few are rich, and half of those describe
 another image. So the base draws what plain captions say and understands rich prompts only in part, and how much is
-bounded by the data and not by the number of steps.
+bounded by the data and not by the number of steps. Beside the denoising loss stands that of reading plain captions
+(`textcraftor.tiny.recipe.reading`).
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,18 +18,21 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from textcraftor.tiny.language import plain_caption, rich_caption, scene_claims
+from textcraftor.tiny.language import rich_caption
 from textcraftor.tiny.recipe import batches
+from textcraftor.tiny.recipe.contrastive import ATTRIBUTES
 from textcraftor.tiny.recipe.files import save_tensors
 from textcraftor.tiny.recipe.fit import Schedule, fit, generator
+from textcraftor.tiny.recipe.reading import Reader, end_token, plain_caption_of
 from textcraftor.tiny.recipe.towers import tokenize
 from textcraftor.tiny.scenes import Scene, sample_scene
 
-SCHEDULE = Schedule(steps=20_000, batch=64, peak_lr=1e-3, muon_lr=1.5e-3, decay=0.3, ema=0.999, save_every=200)
+SCHEDULE = Schedule(steps=10_000, batch=64, peak_lr=1e-3, muon_lr=1.5e-3, decay=0.3, ema=0.999, save_every=200)
 TRAINING_IMAGES = 131_072
 CHUNK = 4096  # training images in a file of the cache
-RICH_FRACTION, WRONG_FRACTION, EMPTY_FRACTION, OMITTED_FRACTION = 0.04, 0.5, 0.1, 0.1
-TEXT_ENCODER_RATE = 0.3  # of the UNet's learning rate: the encoder is trained already
+RICH_FRACTION, WRONG_FRACTION, EMPTY_FRACTION = 0.025, 0.5, 0.1
+NOISY_FRACTION, NOISY_FROM = 0.5, 0.6  # half of the timesteps are among the last 40 %, in which the layout is decided
+READING_WEIGHT = 0.007  # of the reading loss, a sum over all attributes
 MAX_WEIGHT = 6.0
 STAGES = (0.25, 0.55, 1.0)  # fractions of the training after which the base is kept, for the drawings that rewards learn from
 
@@ -63,21 +67,23 @@ def new_scheduler() -> DDIMScheduler:
     )
 
 
-def training_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """The caption of a training image: rich with probability RICH_FRACTION, and then wrong with WRONG_FRACTION.
+def training_caption(scene: Scene, rng: np.random.Generator) -> tuple[str, Tensor]:
+    """The caption of a training image and the attributes to be read from it, (ATTRIBUTES,).
 
-    Plain captions leave background and style out with probability OMITTED_FRACTION each.
+    It is rich with probability RICH_FRACTION, and then of another scene with WRONG_FRACTION. Nothing is read from a rich
+    caption: its attributes are NaN.
     """
     if rng.random() < RICH_FRACTION:
-        return rich_caption(sample_scene(rng) if rng.random() < WRONG_FRACTION else scene, rng)
-    claims = scene_claims(scene)
-    background = None if rng.random() < OMITTED_FRACTION else claims.background
-    style = None if rng.random() < OMITTED_FRACTION else claims.style
-    return plain_caption(replace(claims, background=background, style=style))
+        shown = sample_scene(rng) if rng.random() < WRONG_FRACTION else scene
+        return rich_caption(shown, rng), torch.full((ATTRIBUTES,), math.nan)
+    return plain_caption_of(scene, rng)
 
 
-def training_images(vae: AutoencoderKL, tokenizer: CLIPTokenizer, count: int, seed: int, cache: Path) -> tuple[Tensor, Tensor]:
-    """Scaled latents, (count, 4, 16, 16) float16, and the token ids of their captions, (count, 40) int16.
+def training_images(
+    vae: AutoencoderKL, tokenizer: CLIPTokenizer, count: int, seed: int, cache: Path
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Scaled latents, (count, 4, 16, 16) float16, token ids of their captions, (count, 40) int16, and the captions'
+    attributes, (count, ATTRIBUTES) float16, NaN for rich ones.
 
     cache: folder with a file for every CHUNK images; those that exist are read, the others are made.
     """
@@ -87,11 +93,13 @@ def training_images(vae: AutoencoderKL, tokenizer: CLIPTokenizer, count: int, se
         if not path.exists():
             rng = generator(seed, "unet images", start)
             scenes = batches.sample_scenes(min(CHUNK, count - start), rng)
-            captions = tokenize(tokenizer, [training_caption(scene, rng) for scene in scenes], torch.device("cpu"))
+            captions, attributes = zip(*(training_caption(scene, rng) for scene in scenes), strict=True)
+            ids = tokenize(tokenizer, captions, torch.device("cpu")).short()
             latents = torch.cat([_encode(vae, scenes[i : i + 64], rng) for i in range(0, len(scenes), 64)])
-            save_tensors({"latents": latents, "captions": captions.short()}, path)
+            save_tensors({"latents": latents, "captions": ids, "attributes": torch.stack(attributes).half()}, path)
         parts.append(load_file(path))
-    return torch.cat([part["latents"] for part in parts]), torch.cat([part["captions"] for part in parts])
+    latents, ids, facts = (torch.cat([part[name] for part in parts]) for name in ("latents", "captions", "attributes"))
+    return latents, ids, facts
 
 
 @torch.no_grad()
@@ -118,8 +126,9 @@ def train_unet(
     the layout is decided, count far more.
     """
     device = unet.device
-    latents, captions = training_images(vae, tokenizer, images, seed, work / "images")
-    latents, captions = latents.to(device), captions.to(device)
+    made = training_images(vae, tokenizer, images, seed, work / "images")
+    latents, captions, attributes = (each.to(device) for each in made)
+    reader = Reader(text_encoder.config.hidden_size, end_token(tokenizer)).to(device)
     empty = tokenize(tokenizer, [""], device)
     scheduler = new_scheduler()
     alphas = scheduler.alphas_cumprod.to(device)
@@ -133,16 +142,21 @@ def train_unet(
         noise = torch.randn_like(clean)
         # Stratified timesteps, one from each of B equal intervals: less variance than independent draws.
         fractions = (np.arange(schedule.batch) + rng.random(schedule.batch)) / schedule.batch
+        noisy_part = NOISY_FROM + (1 - NOISY_FROM) * (fractions - 1 + NOISY_FRACTION) / NOISY_FRACTION
+        fractions = np.where(fractions < 1 - NOISY_FRACTION, fractions / (1 - NOISY_FRACTION), noisy_part)
         timestep = torch.from_numpy((fractions * timesteps).astype(np.int64)).to(device)
         noisy = scheduler.add_noise(clean, noise, timestep)
-        predicted = unet(noisy, timestep, text_encoder(ids).last_hidden_state).sample.float()
+        states = text_encoder(ids).last_hidden_state
+        predicted = unet(noisy, timestep, states).sample.float()
         error = predicted - scheduler.get_velocity(clean, noise, timestep)
         weight = (MAX_WEIGHT * (1 - alphas[timestep])).clamp(max=1.0)  # 1 / (1 + SNR) = 1 - alpha
-        return (error.square().mean((1, 2, 3)) * weight).mean()
+        is_read = ~is_empty & ~attributes[chosen, 0].isnan()
+        reading = reader.loss(states[is_read], ids[is_read], attributes[chosen][is_read]).sum() / schedule.batch
+        return (error.square().mean((1, 2, 3)) * weight).mean() + READING_WEIGHT * reading
 
-    both = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
+    modules = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder, "reader": reader})
     snapshots = {max(1, int(part * schedule.steps)): stage_file(work, part) for part in STAGES}
-    fit("unet", both, loss_at, schedule, work / "unet.pt", seed, (text_encoder, TEXT_ENCODER_RATE), snapshots)
+    fit("unet", modules, loss_at, schedule, work / "unet.pt", seed, nn.ModuleList([text_encoder, reader]), snapshots)
 
 
 def stage_file(work: Path, part: float) -> Path:
