@@ -120,10 +120,10 @@ def _certify(folder: Path, name: str, record: Record, model: str) -> dict[str, s
 
 def candidate_tags(name: str, record: Record, workspace: Workspace) -> dict[str, str]:
     """Tags of a candidate's run and version, to search by."""
+    blend = _blend(name, workspace.config)
     return {
         "candidate": name,
-        "mix": mix_of(name),
-        "blend": _blend(name, workspace.config),
+        **({"blend": blend} if blend else {"mix": mix_of(name)}),
         "profile": workspace.config.profile,
         "digest": record["digest"],
         "gate": "passed" if record["passed"] else "failed",
