@@ -23,6 +23,7 @@ HERE = Path(__file__).parent
 CHAIN = ChainConfig(num_inference_steps=5, guidance_scale=3.0)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A file's tests stay on one worker, where a server that they share is started once; those of the flows share Prefect's."""
     for item in items:

@@ -91,7 +91,7 @@ def test_two_processes_evaluate_to_the_same_bytes(run: Config, tmp_path: Path) -
     for candidate in ("base", "redder"):
         evaluate(config, candidate, tmp_path, CPU)
     expected = {part: contents(tmp_path / "data" / part) for part in ("scores", "reports")}
-    assert len(expected["scores"]) == 2 and "redder/report.html" in expected["reports"]
+    assert len(expected["scores"]) == 4 and "redder/report.html" in expected["reports"]
     launch("torchrun", "evaluate", "--candidate", "redder", "--device", "cpu")
     assert {part: contents(tmp_path / "data" / part) for part in ("scores", "reports")} == expected
     assert torch.get_num_threads() == 1

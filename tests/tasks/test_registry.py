@@ -306,7 +306,7 @@ def test_a_card_says_first_what_it_gains_and_loses_and_shows_a_picture(
 ) -> None:
     version = store.get_model_version(MODEL, str(enter(workspaces[200])))
     card, run = str(version.description), str(version.run_id)
-    assert card.splitlines()[2].startswith("**Its pictures show 71% of what the prompts say, the base's 50%.** Worse than the")
+    assert card.splitlines()[2].startswith("**Its pictures show 71% of what the prompts say, the base's 51%.** Worse than the")
     assert version.tags["worse"] == "Worse than the base: shape -5.0 points." and version.tags["worse"] in card
     assert f"](/get-artifact?path=candidate%2Fevidence%2Fgrid.png&run_uuid={run})" in card
     assert f"/runs/{run}/artifacts/candidate/evidence/report.html" in card

@@ -23,8 +23,8 @@ BASE_SCORES, BASE_SIGNATURE = "evidence/base-scores.parquet", "evidence/base-sco
 _WITHIN = rf"(?:{BLEND_PARTS}/[\w-]+/)?"  # of a blend
 _ALLOWED: Final = re.compile(
     rf"{_WITHIN}(?:{'|'.join(PARTS)})/(?:config\.json|[\w.-]+\.safetensors(?:\.index\.json)?)"
-    rf"|{_WITHIN}(?:unet-)?(?:proof\.json|history\.csv)"
-    rf"|{re.escape(BLEND_FILE)}|(?:unet-)?grids/[\w.-]+\.png|MODEL_CARD\.md"
+    rf"|{_WITHIN}(?:unet-)?(?:proof\.json|history\.csv|grids/[\w.-]+\.png)"
+    rf"|{re.escape(BLEND_FILE)}|MODEL_CARD\.md"
     r"|evidence/[\w.-]+\.(?:json|parquet|png|html|md)"
 )
 
