@@ -27,6 +27,8 @@ def test_the_usual_ports_are_used_where_they_are_free(monkeypatch: pytest.Monkey
     monkeypatch.setattr(ports, "PREFERRED", {"prefect": usual.prefect, "mlflow": usual.mlflow})
     assert choose_ports({}) == usual
     with socket.socket() as taken:
+        # Connections to an earlier server on this port may still be closing.
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind(("127.0.0.1", usual.mlflow))
         taken.listen()
         assert choose_ports({}).prefect == usual.prefect
