@@ -70,7 +70,10 @@ class Control:
         weights: Weights | Mapping[str, Any] | Sequence[str] | None = None,
         switch_at: float = SamplerConfig().switch_at,
     ) -> "Control":
-        """Of candidates' folders (trained ones, downloaded versions), by names of your own. Raises ModelError."""
+        """A control of candidates in folders (trained ones, downloaded versions).
+
+        folders: by the names that the weights use.  Raises ModelError for a folder without a candidate.
+        """
         return cls({name: Candidate.at(Path(folder)) for name, folder in folders.items()}, weights, switch_at)
 
     def __call__(

@@ -48,6 +48,8 @@ def sign(statement: Statement, signer: Signer) -> bytes:
 
 def open_envelope(content: bytes, kind: str, keys: Mapping[str, Key]) -> Statement:
     """The statement in an envelope that one of the keys signed. Raises Unproven for any other content."""
+    if not keys:
+        raise Unproven("no key is believed here, so nothing is proven (`textcraftor keys`)")
     try:
         envelope = Envelope.from_dict(json.loads(content))
         signers = sorted(envelope.signatures)

@@ -63,7 +63,8 @@ class Keyring:
         """The public keys whose signatures count, by id: the team's; without those, the one that signs and the retired."""
         team = _public_keys(self.root / TEAM_KEYS)
         keys = team or {**_public_keys(self.folder / "retired"), **self._own()}
-        return {keyid: key for keyid, key in keys.items() if keyid not in self.revoked()}
+        revoked = self.revoked()
+        return {keyid: key for keyid, key in keys.items() if keyid not in revoked}
 
     def revoked(self) -> dict[str, Key]:
         return _public_keys(self.folder / "revoked")

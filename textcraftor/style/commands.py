@@ -131,14 +131,14 @@ def sheet(
     names = encoder if len(encoder) > 1 else [configuration.ORIGINAL, *encoder]
     from textcraftor.device import choose_device
     from textcraftor.style.parts import find_parts
-    from textcraftor.style.sheet import draw_strengths, draw_triangle
+    from textcraftor.style.sheet import Subject, draw_strengths, draw_triangle
 
     parts = find_parts(configuration.Weights(tuple(configuration.Term(name, 1.0) for name in names)), run, root)
-    chosen = choose_device(device, run.cpu_threads)
+    subject = Subject(parts, run.at(root), prompts, seed, choose_device(device, run.cpu_threads))
     if len(names) == 2:
-        draw_strengths(names[0], names[1], numbers, parts, run.at(root), prompts, seed, out, chosen)
+        draw_strengths(subject, names[0], names[1], numbers, out)
     else:
-        draw_triangle(names, divisions, parts, run.at(root), prompts, seed, out, chosen)
+        draw_triangle(subject, names, divisions, out)
     typer.echo(out)
 
 

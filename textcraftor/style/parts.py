@@ -22,8 +22,10 @@ def find_parts(weights: Weights, run: Config, root: Path) -> dict[str, Candidate
     for name in weights.names:
         if name == ORIGINAL:
             continue
-        if name not in known and not name.isdigit() and not Path(name).is_dir():
-            raise ConfigError(f"{unknown('encoder', name, (ORIGINAL, *known))} A version's number or a folder will do, too")
+        if name not in known and not name.isdigit() and "/" not in name:
+            raise ConfigError(
+                f"{unknown('encoder', name, (ORIGINAL, *known))} A version's number or a folder (with a /) will do, too"
+            )
         found = lookup.find(name, run, root)
         lookup.require_base(run, found, root)
         parts[name] = found.candidate

@@ -54,9 +54,11 @@ def pin(
     replace: Annotated[bool, typer.Option(help="Replace a policy that is there.")] = False,
 ) -> None:
     """Write the gate of the run and its judges' digests as the policy of the registered model. Review and commit it."""
+    from textcraftor.fetch import require
     from textcraftor.trust.policy import Policy, policy_file
 
     run, root = load(params, profile=profile), params.parent
+    require(run, root)  # the policy names the judges by their weights
     path = root / policy_file(run.registry.name)
     if path.exists() and not replace:
         raise ConfigError(f"{path} is there already. Edit it, or give --replace to write the gate of {run.profile} over it")
