@@ -61,9 +61,9 @@ lint: setup
 	@$(BIN)/lint-imports
 	@$(BIN)/mypy
 
-# Two worker processes; tests/conftest.py says which tests stay together on one.
+# Two worker processes; a file's tests stay on one, so that a server that its tests share is started once.
 test: setup
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: lint test
 

@@ -19,16 +19,7 @@ from textcraftor.tiny.recipe.tokenizer import new_tokenizer
 os.environ.update(DO_NOT_TRACK="1", PREFECT_SERVER_ANALYTICS_ENABLED="false")
 torch.set_num_threads(1)  # models this small only wait for each other on more
 
-HERE = Path(__file__).parent
 CHAIN = ChainConfig(num_inference_steps=5, guidance_scale=3.0)
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests stay on one worker, where a server that they share is started once; those of the flows share Prefect's."""
-    for item in items:
-        flows = item.path.is_relative_to(HERE / "flows")
-        item.add_marker(pytest.mark.xdist_group("flows" if flows else str(item.path.relative_to(HERE))))
 
 
 def random_pipeline() -> StableDiffusionPipeline:
