@@ -13,9 +13,9 @@ from textcraftor.trust.verifier import Proven
 _HEADING = "\n\n**Against the champion, version "
 
 
-def rules(version: Proven, champion: Champion | None, model: str) -> list[Record]:
+def rules(version: Proven, champion: Champion, model: str) -> list[Record]:
     """Rules of the model's policy for a version against a proven champion; none against any other."""
-    if champion is None or champion.proven is None:
+    if champion.proven is None:
         return []
     return against_champion(version.scores, champion.proven.scores, Policy.load(model, store.ROOT))
 

@@ -1,26 +1,28 @@
-"""Versions in the MLflow registry: finding, downloading and proving them.
+"""Versions in the MLflow registry: finding, downloading and proving them, and who is champion.
 
-Two kinds of trouble are kept apart. What is gone or damaged is `Unproven`, and the next proven candidate may take its
-place. What cannot be read right now (server down, database locked, disk error) is `RegistryUnavailable`: the task is
-retried and nothing is promoted, because a worse candidate would otherwise replace a champion it was never compared with.
+Two kinds of trouble are kept apart. What is gone or damaged is `Unproven`; a person decides what takes its place. What
+cannot be read right now (server down, database locked, disk error) is `RegistryUnavailable`: the task is retried.
+Neither lets a candidate replace a champion that it was never compared with.
 """
 
 import contextlib
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import requests
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from tasks import store
+from tasks import promotions, store
 from tasks.store import ARTIFACT, RegistryUnavailable, client, locked, scratch, tracking_uri, without_credentials
 from textcraftor.artifact import written_aside
 from textcraftor.config import Config
 from textcraftor.errors import ModelError, Unproven
+from textcraftor.trust.promotion import Chain
 from textcraftor.trust.verifier import Proven, verify
 
 CHALLENGER, CHAMPION = "challenger", "champion"
@@ -30,11 +32,33 @@ GONE = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE")
 
 @dataclass(frozen=True)
 class Champion:
-    """The version with the alias `champion`. When it is not proven, `fault` says why."""
+    """What is known about the champion of a registered model.
 
-    version: int
+    state: `none` when nothing was promoted yet; `proven`; `disproven` when it is gone, damaged or was not promoted by a
+    signed entry of the record; `unknown` when it cannot be read now.  version: its number, where that is known.  fault: why
+    it is disproven or unknown.  chain: the record of promotions.
+    """
+
+    state: Literal["none", "proven", "disproven", "unknown"]
+    version: int | None = None
     proven: Proven | None = None
     fault: str = ""
+    chain: Chain = field(default_factory=Chain)
+
+    @property
+    def signed(self) -> bool:
+        """Whether the record names it. The holder of an alias from before there was a record is not signed."""
+        return self.chain.head is not None and not self.chain.fault
+
+    def describe(self, model: str) -> str:
+        """What is wrong, and which command mends it."""
+        which = f"version {self.version} of {model}" if self.version else model
+        if self.state == "unknown":
+            return f"The champion, {which}, cannot be read: {self.fault}. A person may replace it: make promote VERSION=N"
+        return (
+            f"The champion, {which}, is not proven: {self.fault}. A person decides: `make promote VERSION=N` makes another "
+            "version champion, `textcraftor rollback` the one before it"
+        )
 
 
 def fetch(alias_or_version: str, config: Config) -> Path:
@@ -43,13 +67,26 @@ def fetch(alias_or_version: str, config: Config) -> Path:
 
 
 def fetch_proven(alias_or_version: str, config: Config) -> Proven:
-    """Download a version, by alias or number, and verify it.
+    """Download a version, by alias or number, and verify it. The champion is the one that the record of promotions names.
 
     A version is downloaded once and verified on every call; a damaged download is replaced.
     Raises ModelError when there is no such version, Unproven when its evidence is gone, damaged or does not hold,
     RegistryUnavailable when it cannot be read now.
     """
     model = config.registry.name
+    if alias_or_version == CHAMPION:
+        champion = find_champion(client(), config)
+        if champion.state == "unknown":
+            raise RegistryUnavailable(champion.describe(model))
+        if champion.state == "disproven":
+            raise Unproven(champion.describe(model))
+        if champion.proven:
+            if not champion.signed:
+                raise Unproven(
+                    f"Version {champion.version} of {model} has the alias `{CHAMPION}`; no signed promotion made it champion. "
+                    f"`make promote VERSION={champion.version}` does"
+                )
+            return champion.proven
     with _unavailable_in_one_line(f"version {alias_or_version} of {model}"):
         mlflow = client()
         version = _find(mlflow, model, alias_or_version)
@@ -78,24 +115,54 @@ def verify_run(run_id: str, model: str) -> Proven:
         return verify(_download(mlflow, source, run_id, f"Run {run_id}: ", empty), model, store.ROOT)
 
 
-def find_champion(mlflow: MlflowClient, config: Config) -> Champion | None:
-    """The champion with its proof, or with the reason why it has none; None when no version has the alias.
+def find_champion(mlflow: MlflowClient, config: Config) -> Champion:
+    """Who is champion, and whether that is proven. Raises ConfigError when the model has no policy or a key is damaged.
 
-    Raises RegistryUnavailable when it cannot be read now.
+    The record of promotions says who. In a registry without a record, the alias does, until the first promotion.
     """
-    number = champion_version(mlflow, config.registry.name)
-    if number is None:
-        return None
+    model, chain, number = config.registry.name, Chain(), None
     try:
-        return Champion(number, fetch_proven(str(number), config))
+        with _unavailable_in_one_line(f"the champion of {model}"):
+            chain = promotions.read(mlflow, model)
+            number = chain.head.version if chain.head else _alias_holder(mlflow, model)
+        if chain.fault:
+            return Champion("disproven", number, None, chain.fault, chain)
+        if number is None:
+            return Champion("none", chain=chain)
+        proven = fetch_proven(str(number), config)
     except (Unproven, ModelError) as error:
-        return Champion(number, fault=str(error).removeprefix(_not_proven(config.registry.name, number)))
+        return Champion("disproven", number, None, str(error).removeprefix(_not_proven(model, number or "")), chain)
+    except RegistryUnavailable as error:
+        return Champion("unknown", number, None, str(error), chain)
+    if chain.head and proven.digest != chain.head.statement:
+        fault = "it is not the version that was promoted under this number"
+        return Champion("disproven", number, None, fault, chain)
+    return Champion("proven", number, proven, "", chain)
 
 
-def champion_version(mlflow: MlflowClient, model: str) -> int | None:
-    """Number of the version with the alias `champion`. Raises RegistryUnavailable."""
-    with _unavailable_in_one_line(f"the champion of {model}"):
+def show_champion(mlflow: MlflowClient, model: str, champion: Champion) -> None:
+    """Let MLflow's aliases show what the record says: `champion` on its last entry, `challenger` on no champion."""
+    if not champion.signed:
+        return
+    aliases, number = mlflow.get_registered_model(model).aliases, str(champion.version)
+    if str(aliases.get(CHAMPION)) != number:
+        try:
+            mlflow.set_registered_model_alias(model, CHAMPION, number)
+        except MlflowException as error:
+            if error.error_code not in GONE:  # of a version that was deleted
+                raise
+    if str(aliases.get(CHALLENGER)) == number:
+        mlflow.delete_registered_model_alias(model, CHALLENGER)
+
+
+def _alias_holder(mlflow: MlflowClient, model: str) -> int | None:
+    """The version with the alias `champion`; None where there is none, or no such model."""
+    try:
         number = mlflow.get_registered_model(model).aliases.get(CHAMPION)
+    except MlflowException as error:
+        if error.error_code not in GONE:
+            raise
+        return None
     return int(number) if number else None
 
 
@@ -175,7 +242,6 @@ def _unavailable_in_one_line(what: str) -> Iterator[None]:
     except (MlflowException, requests.RequestException, OSError) as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         message = (
-            f"{what[0].upper()}{what[1:]} cannot be read from MLflow at {tracking_uri()} now: {reason}. Try again when it "
-            "can; if it is lost for good, remove its alias in MLflow"
+            f"{what[0].upper()}{what[1:]} cannot be read from MLflow at {tracking_uri()} now: {reason}. Try again when it can"
         )
         raise RegistryUnavailable(without_credentials(message)) from error

@@ -195,6 +195,20 @@ def generate(
     typer.echo(out)
 
 
+@app.command()
+def rollback(
+    to: Annotated[int | None, typer.Option(min=1, help="This version, instead of the one that was champion before.")] = None,
+    why: Annotated[str, typer.Option(help="The reason; it stands in the record of promotions.")] = "",
+    params: Params = PARAMS,
+    profile: Profile = None,
+) -> None:
+    """Make the version before the present champion champion again, after proving it. The record keeps both promotions."""
+    from textcraftor.lookup import plugin
+
+    decision = plugin("textcraftor.verbs", "rollback")(configuration.load(params, profile=profile), to, why)
+    typer.echo(f"{decision.verdict}: version {decision.version}: {decision.why}")
+
+
 app.command()(blend)
 app.command()(sheet)
 app.command()(studio)

@@ -8,6 +8,7 @@ from tasks.tracking import track
 from tasks.workspace import Workspace
 
 MODEL = "textcraftor-tiny"
+CHAMPION, WORSE = 1, 2  # versions of the fixture `before`, in the order they are registered
 
 
 def enter(workspace: Workspace) -> int:

@@ -4,7 +4,7 @@ import json
 import shutil
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,52 +18,16 @@ from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, TEMPORARILY_UNAVAILABLE
 from prefect.states import Failed
 from sqlalchemy import Engine, event
 
+from tasks import promotions
 from tasks import store as registry_store
 from tasks.registry import challenge, promote
 from tasks.store import RegistryUnavailable
 from tasks.tracking import only_if_unavailable
-from tasks.versions import fetch
+from tasks.versions import fetch, fetch_proven
 from tasks.workspace import Workspace
-from tests.tasks.registered import MODEL, alias_holder, enter
+from tests.tasks.registered import CHAMPION, MODEL, WORSE, alias_holder, enter
 from textcraftor.config import Config
-
-CHAMPION, WORSE = 1, 2  # versions, in the order they are registered
-
-
-@pytest.fixture(scope="module")
-def two_versions(
-    tmp_path_factory: pytest.TempPathFactory, empty_store: Path, judged: dict[int, Path]
-) -> Iterator[tuple[Path, dict[int, Workspace]]]:
-    """A store whose version 1 is better than version 2, and a copy of the artifacts to restore them from."""
-    home = tmp_path_factory.mktemp("versions")
-    shutil.copyfile(empty_store, home / "mlflow.db")
-    workspaces = {steps: Workspace(folder) for steps, folder in judged.items()}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home / 'mlflow.db'}")
-        patch.setattr(registry_store, "STORE", home / "store")
-        patch.setattr(registry_store, "ROOT", judged[1].parent)
-        assert [enter(workspaces[300]), enter(workspaces[200])] == [CHAMPION, WORSE]
-        shutil.copytree(home / "store", home / "backup")
-        yield home, workspaces
-
-
-@pytest.fixture
-def store(two_versions: tuple[Path, dict[int, Workspace]]) -> MlflowClient:
-    """The store as it was, version 1 the champion, nothing downloaded."""
-    home, _ = two_versions
-    for name in ("store", "models"):
-        shutil.rmtree(home / name, ignore_errors=True)
-    shutil.copytree(home / "backup", home / "store")
-    client = registry_store.client()
-    client.set_registered_model_alias(MODEL, "champion", str(CHAMPION))
-    return client
-
-
-@pytest.fixture
-def config(two_versions: tuple[Path, dict[int, Workspace]]) -> Config:
-    """With a margin that version 2 does not reach against version 1."""
-    plain = two_versions[1][300].config
-    return plain.model_copy(update={"gate": plain.gate.model_copy(update={"champion_margin": {"oracle": 0.02}})})
+from textcraftor.errors import Unproven
 
 
 def stored(store: MlflowClient, version: int = CHAMPION) -> Path:
@@ -109,12 +73,17 @@ RUINS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("ruin", RUINS)
-def test_the_next_proven_version_replaces_an_unreadable_champion(store: MlflowClient, config: Config, ruin: str) -> None:
+def test_only_a_person_replaces_a_champion_that_is_damaged(store: MlflowClient, config: Config, ruin: str) -> None:
     damage, reason = RUINS[ruin]
     damage(stored(store))
+    shutil.rmtree(registry_store.STORE.parent / "models", ignore_errors=True)
     challenged = challenge.fn(WORSE, config)
     assert challenged.verdict == "challenger" and "version 1, is not proven: " in challenged.why and reason in challenged.why
-    promoted = promote.fn(WORSE, config)
+    refused = promote.fn(WORSE, config)
+    assert refused.verdict == "not promoted" and reason in refused.why and "make promote VERSION=N" in refused.why
+    with pytest.raises(Unproven, match="make promote VERSION=N"):
+        fetch("champion", config)
+    promoted = promote.fn(WORSE, config, by="somebody")
     assert promoted.verdict == "promoted" and "version 1, which is not proven: " in promoted.why and reason in promoted.why
     assert alias_holder(store, "champion") == str(WORSE)
 
@@ -142,38 +111,49 @@ def _in_database(statement: str) -> Callable[[MlflowClient, Path], None]:
     ("ruin", "reason"),
     [
         (_delete_and_gc_run, "its artifacts are gone"),
-        (_in_database("UPDATE model_versions SET current_stage = 'Deleted_Internal' WHERE version = 1"), "has no version 1"),
         (
-            _in_database("UPDATE model_versions SET run_id = NULL, source = NULL WHERE version = 1"),
+            _in_database(
+                "UPDATE model_versions SET current_stage = 'Deleted_Internal' WHERE name = 'textcraftor-tiny' AND version = 1"
+            ),
+            "has no version 1",
+        ),
+        (
+            _in_database(
+                "UPDATE model_versions SET run_id = NULL, source = NULL WHERE name = 'textcraftor-tiny' AND version = 1"
+            ),
             "the pipeline did not register it",
         ),
-        (_in_database("UPDATE model_versions SET run_id = 'REDACTED-RUN-ID' WHERE version = 1"), "its artifacts are gone"),
-        (_in_database("UPDATE model_version_tags SET value = 'x' WHERE version = 1 AND key = 'statement'"), "is not the one"),
+        (
+            _in_database(
+                "UPDATE model_versions SET run_id = 'REDACTED-RUN-ID' WHERE name = 'textcraftor-tiny' AND version = 1"
+            ),
+            "its artifacts are gone",
+        ),
+        (
+            _in_database("UPDATE model_version_tags SET value = 'x' WHERE key = 'statement' AND version = 1"),
+            "is not the one",
+        ),
     ],
     ids=["run deleted and gc'd", "version deleted, alias left", "no run", "run unknown", "registered as something else"],
 )
-def test_so_does_one_whose_champion_is_broken_in_mlflow(
+def test_nor_is_one_replaced_that_is_broken_in_mlflow(
     two_versions: tuple[Path, dict[int, Workspace]],
     store: MlflowClient,
     config: Config,
     ruin: Callable[[MlflowClient, Path], None],
     reason: str,
-    tmp_path: Path,
 ) -> None:
     home, workspaces = two_versions
-    with sqlite3.connect(home / "mlflow.db", timeout=10) as database, sqlite3.connect(tmp_path / "saved.db") as saved:
-        database.backup(saved)
-    try:
-        ruin(store, home)
-        promoted = promote.fn(WORSE, config)
-        assert promoted.verdict == "promoted" and reason in promoted.why
-        assert alias_holder(store, "champion") == str(WORSE)
-        # The old champion's own candidate is not lost: it becomes a version again, and wins.
-        again = enter(workspaces[300])
-        assert again > WORSE and promote.fn(again, config).verdict == "promoted"
-    finally:
-        with sqlite3.connect(tmp_path / "saved.db") as saved, sqlite3.connect(home / "mlflow.db", timeout=10) as database:
-            saved.backup(database)
+    ruin(store, home)
+    shutil.rmtree(home / "models", ignore_errors=True)
+    refused = promote.fn(WORSE, config)
+    assert refused.verdict == "not promoted" and reason in refused.why
+    promoted = promote.fn(WORSE, config, by="somebody")
+    assert promoted.verdict == "promoted" and reason in promoted.why
+    assert alias_holder(store, "champion") == str(WORSE)
+    # The old champion's own candidate is not lost: it becomes a version again, and wins.
+    again = enter(workspaces[300])
+    assert again > WORSE and promote.fn(again, config).verdict == "promoted"
 
 
 def test_a_damaged_download_is_replaced_and_says_nothing_about_the_champion(store: MlflowClient, config: Config) -> None:
@@ -195,7 +175,7 @@ LOCKED = MlflowException("(sqlite3.OperationalError) database is locked", TEMPOR
 @pytest.mark.parametrize(
     ("call", "error"),
     [
-        ("get_registered_model", LOCKED),
+        ("search_model_versions", LOCKED),
         ("get_model_version", LOCKED),
         ("download_artifacts", LOCKED),
         ("download_artifacts", MlflowException("failures occurred: ConnectionError('reset')", INTERNAL_ERROR)),
@@ -211,12 +191,13 @@ LOCKED = MlflowException("(sqlite3.OperationalError) database is locked", TEMPOR
 def test_a_champion_that_cannot_be_read_now_is_not_replaced(
     store: MlflowClient, config: Config, monkeypatch: pytest.MonkeyPatch, error: Exception, call: str
 ) -> None:
-    fetch(str(WORSE), config)  # downloaded before, so that only the champion is missing
+    shutil.rmtree(registry_store.STORE.parent / "models")
+    fetch(str(WORSE), config)  # so that only the champion is missing
     original = getattr(MlflowClient, call)
     champion = store.get_model_version(MODEL, str(CHAMPION))
 
     def fail(self: MlflowClient, name: str, *arguments: str) -> object:
-        if call == "get_registered_model" or name == champion.run_id or arguments == (str(CHAMPION),):
+        if call == "search_model_versions" or name == champion.run_id or arguments == (str(CHAMPION),):
             raise error
         return original(self, name, *arguments)
 
@@ -263,10 +244,9 @@ def after_comparing(monkeypatch: pytest.MonkeyPatch, act: Callable[[str], None])
 
 
 def test_promotions_of_a_project_wait_for_each_other(
-    store: MlflowClient, config: Config, monkeypatch: pytest.MonkeyPatch
+    before: MlflowClient, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The worse version finds no champion. Before it takes the alias, the better one is promoted by another thread."""
-    store.delete_registered_model_alias(MODEL, "champion")
     compared, go_on = threading.Event(), threading.Event()
 
     def pause(version: str) -> None:
@@ -288,29 +268,22 @@ def test_promotions_of_a_project_wait_for_each_other(
     go_on.set()
     for thread in threads.values():
         thread.join(60)
-    assert alias_holder(store, "champion") == str(CHAMPION)
+    assert alias_holder(before, "champion") == str(CHAMPION)
     assert verdicts == {WORSE: "promoted", CHAMPION: "promoted"}
 
 
-@pytest.mark.parametrize("moment", ["before the move", "after the move"])
-def test_a_champion_that_appears_meanwhile_is_compared_with(
-    store: MlflowClient, config: Config, monkeypatch: pytest.MonkeyPatch, moment: str
+def test_a_champion_that_another_machine_promotes_meanwhile_is_compared_with(
+    before: MlflowClient, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """MLflow's UI and other machines move the alias without our lock."""
-    store.delete_registered_model_alias(MODEL, "champion")
-    set_alias = MlflowClient.set_registered_model_alias
+    """Other machines do not take our lock. Their entry comes first, so ours does not count."""
+    other = fetch_proven(str(CHAMPION), config)
 
-    def move_alias(*_: object) -> None:
-        set_alias(store, MODEL, "champion", str(CHAMPION))
+    def promote_elsewhere(_: str) -> None:
+        monkeypatch.undo()
+        assert promotions.append(before, promotions.read(before, MODEL), MODEL, CHAMPION, other.digest, "another", "machine")
 
-    def set_alias_and_move_it(self: MlflowClient, *arguments: str) -> None:
-        set_alias(self, *arguments)
-        move_alias()
-
-    if moment == "before the move":
-        after_comparing(monkeypatch, move_alias)
-    else:
-        monkeypatch.setattr(MlflowClient, "set_registered_model_alias", set_alias_and_move_it)
+    after_comparing(monkeypatch, promote_elsewhere)
     decision = promote.fn(WORSE, config)
     assert decision.verdict == "not promoted" and "champion.oracle" in decision.why
-    assert alias_holder(store, "champion") == str(CHAMPION)
+    assert alias_holder(before, "champion") == str(CHAMPION)
+    assert [entry.version for entry in promotions.read(before, MODEL).entries] == [CHAMPION]

@@ -112,8 +112,9 @@ def test_promotion_compares_with_the_champion_and_a_person_may_overrule_it(
     refused = promote.fn(worse, config)
     assert (refused.verdict, alias_holder(store, "champion")) == ("not promoted", str(better))
     assert "champion.oracle" in refused.why
-    by_hand = promote.fn(worse, config, by_hand=True)
+    by_hand = promote.fn(worse, config, by="somebody", why="the better one is too slow")
     assert (by_hand.verdict, alias_holder(store, "champion")) == ("promoted", str(worse))
+    assert "a person chose it (the better one is too slow)" in by_hand.why
     recorded = json.loads(store.get_model_version(MODEL, str(worse)).tags["against_champion"])
     assert {rule["rule"]: rule["passed"] for rule in recorded} == {
         "champion.oracle.ci_low": False,
@@ -163,7 +164,7 @@ def test_a_version_changed_in_the_store_is_neither_promoted_nor_fetched(
     else:
         shutil.copyfile(_part_of(workspaces[300], part), stored / part)
     store.set_registered_model_alias(MODEL, "champion", str(version))
-    for attempt in (lambda: promote.fn(version, config, by_hand=True), lambda: fetch("champion", config)):
+    for attempt in (lambda: promote.fn(version, config, by="somebody"), lambda: fetch("champion", config)):
         with pytest.raises(Unproven):
             attempt()
     assert other.name.startswith("2-")
@@ -183,10 +184,10 @@ def test_a_version_registered_by_hand_is_not_promoted(store: MlflowClient, works
     with pytest.raises(Unproven, match="the pipeline did not register it"):
         fetch("champion", config)
     with pytest.raises(Unproven, match="the pipeline did not register it"):
-        promote.fn(int(foreign.version), config, by_hand=True)
-    decision = promote.fn(enter(workspaces[200]), config)
-    assert (decision.verdict, alias_holder(store, "champion")) == ("promoted", "2")
-    assert "not proven" in decision.why
+        promote.fn(int(foreign.version), config, by="somebody")
+    refused = promote.fn(enter(workspaces[200]), config)
+    assert refused.verdict == "not promoted" and "make promote VERSION=N" in refused.why
+    assert promote.fn(2, config, by="somebody").verdict == "promoted" and alias_holder(store, "champion") == "2"
 
 
 def test_a_run_that_failed_while_logging_is_logged_again(
@@ -333,3 +334,32 @@ def test_before_anyone_decides_a_challenger_is_compared_with_the_champion(
         assert card.count("**Against the champion, version 1.**") == 1
         assert "champion.oracle.ci_low" in card and "NOT PASSED" in card
     assert card.startswith("# textcraftor-tiny: balanced")
+
+
+def test_an_alias_from_before_promotions_were_signed_is_compared_with_and_signed_by_a_person(
+    store: MlflowClient, workspaces: dict[int, Workspace]
+) -> None:
+    config = workspaces[200].config
+    better, worse = enter(workspaces[300]), enter(workspaces[200])
+    store.set_registered_model_alias(MODEL, "champion", str(better))
+    with pytest.raises(Unproven, match=r"no signed promotion made it champion\. `make promote VERSION=1` does"):
+        fetch("champion", config)
+    assert promote.fn(worse, config).verdict == "not promoted"
+    assert challenge.fn(better, config).verdict == "challenger"
+    assert promote.fn(better, config).verdict == "promoted" and fetch("champion", config) == fetch("1", config)
+
+
+def test_an_alias_that_is_moved_by_hand_has_no_effect_and_is_put_back(
+    store: MlflowClient, workspaces: dict[int, Workspace]
+) -> None:
+    config = workspaces[200].config
+    champion, other = enter(workspaces[300]), enter(workspaces[200])
+    promote.fn(champion, config)
+    for move in (
+        lambda: store.set_registered_model_alias(MODEL, "champion", str(other)),
+        lambda: store.delete_registered_model_alias(MODEL, "champion"),
+    ):
+        move()
+        assert fetch("champion", config) == fetch(str(champion), config)
+        assert challenge.fn(other, config).verdict == "challenger"
+        assert alias_holder(store, "champion") == str(champion)
