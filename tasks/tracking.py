@@ -92,6 +92,8 @@ def track(name: str, record: Record, workspace: Workspace) -> Tracked:
             same = {name: run.data.tags.get(name) for name in certificate} == certificate
             if same and _is_complete(mlflow, run.info.run_id, folder):
                 return Tracked(str(run.info.run_id), certificate["refused"])
+        for run in mlflow.search_runs([experiment], f"tags.identity = '{key}' and attributes.status = 'RUNNING'"):
+            mlflow.set_terminated(run.info.run_id, "KILLED")  # its process is gone; one that is alive says so when it ends
         tags = {**candidate_tags(name, record, workspace), "identity": key, **certificate}
         run = mlflow.create_run(experiment, run_name=name, tags=tags)
         run_id = str(run.info.run_id)
