@@ -22,6 +22,7 @@ from tasks.store import ARTIFACT, RegistryUnavailable, client, locked, scratch, 
 from textcraftor.artifact import written_aside
 from textcraftor.config import Config
 from textcraftor.errors import ModelError, Unproven
+from textcraftor.snapshot import private_copy
 from textcraftor.trust.promotion import Chain
 from textcraftor.trust.verifier import Proven, verify
 
@@ -61,21 +62,22 @@ class Champion:
         )
 
 
-def fetch(alias_or_version: str, config: Config) -> Path:
+def fetch(alias_or_version: str, config: Config, private: Path | None = None) -> Path:
     """The folder of a proven version, laid out like data/encoders/MIX. See `fetch_proven`."""
-    return fetch_proven(alias_or_version, config).folder
+    return fetch_proven(alias_or_version, config, private).folder
 
 
-def fetch_proven(alias_or_version: str, config: Config) -> Proven:
+def fetch_proven(alias_or_version: str, config: Config, private: Path | None = None) -> Proven:
     """Download a version, by alias or number, and verify it. The champion is the one that the record of promotions names.
 
     A version is downloaded once and verified on every call; a damaged download is replaced.
+    private: a folder for a copy of it, which is then what is verified: nobody exchanges it before it is loaded.
     Raises ModelError when there is no such version, Unproven when its evidence is gone, damaged or does not hold,
     RegistryUnavailable when it cannot be read now.
     """
     model = config.registry.name
     if alias_or_version == CHAMPION:
-        champion = find_champion(client(), config)
+        champion = find_champion(client(), config, private)
         if champion.state == "unknown":
             raise RegistryUnavailable(champion.describe(model))
         if champion.state == "disproven":
@@ -98,10 +100,10 @@ def fetch_proven(alias_or_version: str, config: Config) -> Proven:
         models = store.STORE.parent / "models" / model
         folder = models / f"{version.version}-{version.run_id[:8]}"
         try:
-            return _check(folder, version)
+            return _check(folder, version, private)
         except Unproven:  # not downloaded yet, or the download is damaged
             with locked(models / "lock"):
-                return _repair(folder, mlflow, version)
+                return _repair(folder, mlflow, version, private)
 
 
 def verify_run(run_id: str, model: str) -> Proven:
@@ -115,7 +117,7 @@ def verify_run(run_id: str, model: str) -> Proven:
         return verify(_download(mlflow, source, run_id, f"Run {run_id}: ", empty), model, store.ROOT)
 
 
-def find_champion(mlflow: MlflowClient, config: Config) -> Champion:
+def find_champion(mlflow: MlflowClient, config: Config, private: Path | None = None) -> Champion:
     """Who is champion, and whether that is proven. Raises ConfigError when the model has no policy or a key is damaged.
 
     The record of promotions says who. In a registry without a record, the alias does, until the first promotion.
@@ -129,7 +131,7 @@ def find_champion(mlflow: MlflowClient, config: Config) -> Champion:
             return Champion("disproven", number, None, chain.fault, chain)
         if number is None:
             return Champion("none", chain=chain)
-        proven = fetch_proven(str(number), config)
+        proven = fetch_proven(str(number), config, private)
     except (Unproven, ModelError) as error:
         return Champion("disproven", number, None, str(error).removeprefix(_not_proven(model, number or "")), chain)
     except RegistryUnavailable as error:
@@ -166,9 +168,11 @@ def _alias_holder(mlflow: MlflowClient, model: str) -> int | None:
     return int(number) if number else None
 
 
-def _check(folder: Path, version: ModelVersion) -> Proven:
+def _check(folder: Path, version: ModelVersion, private: Path | None = None) -> Proven:
     """Raises Unproven unless `folder` holds what the version's statement says, and the statement is the registered one."""
     try:
+        if private and folder.is_dir():
+            folder = private_copy(folder, private)
         proven = verify(folder, version.name, store.ROOT)
     except Unproven as error:
         raise Unproven(f"{_not_proven(version.name, version.version)}{error}") from None
@@ -177,17 +181,17 @@ def _check(folder: Path, version: ModelVersion) -> Proven:
     return proven
 
 
-def _repair(folder: Path, mlflow: MlflowClient, version: ModelVersion) -> Proven:
+def _repair(folder: Path, mlflow: MlflowClient, version: ModelVersion, private: Path | None) -> Proven:
     """Download a version to `folder`, unless another process just did. Raises Unproven."""
     with contextlib.suppress(Unproven):
-        return _check(folder, version)
+        return _check(folder, version, private)
     name = _not_proven(version.name, version.version)
     with scratch() as empty:
         downloaded = _download(mlflow, version.source or "", version.run_id or "", name, empty)
         _check(downloaded, version)
         with written_aside(folder) as aside:
             shutil.copytree(downloaded, aside)
-    return _check(folder, version)
+    return _check(folder, version, private)
 
 
 def _download(mlflow: MlflowClient, source: str, run_id: str, name: str, into: Path) -> Path:

@@ -20,6 +20,7 @@ from textcraftor.config import Config, load
 from textcraftor.errors import ModelError
 from textcraftor.evaluate.scores import Scores
 from textcraftor.generate import draw, with_judged_settings
+from textcraftor.snapshot import private_copy
 
 JUDGED = {"chain": {"num_inference_steps": 4, "guidance_scale": 2.0}, "sampler": {"switch_at": 0.75}}
 TODAY = {"chain": {"num_inference_steps": 5, "guidance_scale": 6.0}, "sampler": {"switch_at": 0.2}}
@@ -143,3 +144,30 @@ def test_a_registered_model_is_labelled_by_what_was_asked_for(
         device="cpu",
     )
     assert drawn[-1] == label
+
+
+def test_what_is_served_was_copied_before_it_was_verified(
+    judged: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Registered weights and base that are exchanged after the verification are not drawn from."""
+    asked: list[Path] = []
+
+    def registry(model: str, run: Config, private: Path) -> Path:
+        asked.append(private)
+        return private_copy(Path("judged"), private)
+
+    device = torch.device("cpu")
+    draw(judged, Candidate.find("./judged", Path()), "a red circle", 0, Path("before.png"), device, "champion (judged)")
+    before = Image.open("before.png").convert("RGB")
+    monkeypatch.setattr("textcraftor.lookup.plugin", lambda *_: registry)
+    original = with_judged_settings
+
+    def exchange(*arguments: Any) -> Config:
+        found = original(*arguments)
+        for exchanged in (*Path("judged").rglob("*.safetensors"), *Path("base").rglob("*.safetensors")):
+            exchanged.write_bytes(b"others")
+        return found
+
+    monkeypatch.setattr("textcraftor.lookup.with_judged_settings", exchange)
+    assert same(generate(monkeypatch, "champion"), before)
+    assert asked[0].stat().st_mode & 0o77 == 0 and asked[0].is_relative_to(Path(".textcraftor/verified"))

@@ -15,6 +15,7 @@ from textcraftor.config import BaseConfig, ChainConfig, Config, SamplerConfig
 from textcraftor.errors import ModelError
 from textcraftor.models.base import Base, TunedModel, load_base
 from textcraftor.models.blended import BlendedModel, load_model
+from textcraftor.snapshot import private_copy
 
 
 def draw(
@@ -50,12 +51,13 @@ def not_finite(prompt: str) -> str:
     )
 
 
-def with_judged_settings(config: Config, proof: Mapping[str, Any], root: Path) -> Config:
+def with_judged_settings(config: Config, proof: Mapping[str, Any], root: Path, private: Path | None = None) -> Config:
     """`config` with the base, chain and sampler that a candidate was judged with.
 
     proof: of the candidate's scores, as `textcraftor.artifact.proof` makes it.  root: of relative paths.
-    The base is taken from the folder where it was judged, or from the one `config` names, whichever has the judged
-    digest; a base that was judged by its hub id is identified by id and revision.
+    private: a folder for a copy of the base, which is then compared and loaded from.
+    Each file or folder of the base is taken from where it was judged, or from where `config` names it, whichever has the
+    judged digest; a base that was judged by its hub id is identified by id and revision.
     Raises ModelError when neither has it, or when the proof does not name the three.
     """
     try:
@@ -68,18 +70,22 @@ def with_judged_settings(config: Config, proof: Mapping[str, Any], root: Path) -
             "The scores of this model do not say with which base, chain and sampler it was judged, in terms this version "
             "understands. Evaluate it again"
         ) from None
-    if expected := proof.get("inputs", {}).get("base"):
-        base = base.model_copy(update={"path": _judged_base(base.path, config.base.path, expected, root)})
+    judged, here = base.own_files(), config.base.own_files()
+    for field, path in judged.items():
+        if expected := proof.get("inputs", {}).get("base" if field == "path" else f"base {field}"):
+            found = _judged_base(path, here.get(field, path), expected, root, private)
+            base = base.model_copy(update={field: found})
     return config.model_copy(update={"base": base, "chain": chain, "sampler": sampler})
 
 
-def _judged_base(judged: str, configured: str, expected: str, root: Path) -> str:
-    """The path, of the two, whose files have the digest `expected`. Raises ModelError when neither has it."""
+def _judged_base(judged: str, configured: str, expected: str, root: Path, private: Path | None) -> str:
+    """The path, of the two, whose files have the digest `expected`, or its copy's. Raises ModelError when neither has it."""
     found = []
     for path in dict.fromkeys((judged, configured)):
         if (root / path).exists():
-            if (seen := digest(root / path)) == expected:
-                return path
+            copied = str(private_copy(root / path, private).absolute()) if private else path
+            if (seen := digest(root / copied)) == expected:
+                return copied
             found.append(f"{path} has {seen[:12]}")
         else:
             found.append(f"{path} does not exist")

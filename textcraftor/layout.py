@@ -33,6 +33,7 @@ TRAINING_LOCKS: Final = STATE / "locks"
 PARTIAL_DOWNLOADS: Final = STATE / "downloads"
 RANDOM_WEIGHTS: Final = STATE / "random-weights"
 KEYS: Final = STATE / "keys"  # that sign on this machine
+VERIFIED: Final = STATE / "verified"  # copies that a process has verified and loads from
 TINY_STATE: Final = STATE / "tiny"
 
 BASE: Final = "base"  # the untuned model, which every other candidate is compared with
