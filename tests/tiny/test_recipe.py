@@ -36,7 +36,8 @@ TOY_SETTINGS = RecipeSettings(
     autoencoder_decoder=toy_schedule(2),
     text_encoder=toy_schedule(),
     reading=toy_schedule(),
-    unet=toy_schedule(steps=4),  # the base is kept after each of three parts of them
+    unet=toy_schedule(steps=4),  # the base is kept after two parts of them
+    unet_last=toy_schedule(),
     towers=toy_schedule(),
     fine_tuning=toy_schedule(),
     preferences=toy_schedule(),

@@ -1,10 +1,20 @@
-"""`python -m textcraftor.tiny.recipe OUT WORK [STEP ...]`: build what is missing, for example two steps in two shells."""
+"""Build what is missing, named steps only if wanted, for example two of them in two shells.
 
-import sys
+python -m textcraftor.tiny.recipe [--seed 0] OUT WORK [STEP ...]
+"""
+
+import argparse
 from pathlib import Path
 
-from textcraftor.tiny.recipe.build import build
+from textcraftor.tiny.recipe.build import STEPS, build
 
 if __name__ == "__main__":
-    out, work, *steps = sys.argv[1:]
-    print("built:", ", ".join(build(Path(out), Path(work), steps=steps or None)) or "nothing")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="folder of the exported models")
+    parser.add_argument("work", type=Path, help="folder of checkpoints and caches")
+    parser.add_argument("steps", nargs="*", metavar="STEP", help=f"of {', '.join(STEPS)}; default: all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
+    options = parser.parse_args()
+    made = build(options.out, options.work, options.seed, options.device, options.steps or None)
+    print("built:", ", ".join(made) or "nothing")

@@ -29,25 +29,31 @@ MODELS: Final = ("vae", "text_encoder", "unet", "clip", "hpsv2", "pickscore", "h
 
 @dataclass(frozen=True, slots=True)
 class RecipeSettings:
-    """How long each model trains.  The defaults made the weights that ship; tests use a few steps.
+    """How long each model trains; tests use a few steps.
 
-    training_images: of the UNet.  drawn_prompts: prompts of a reward's drawings, four images each.  drawing_steps: of their
+    training_images: of the UNet.  drawn_prompts: of each set of drawings, four images each.  drawing_steps: of their
     sampler.  validation_prompts: of the model card's figures.
     """
 
     training_images: int = unet.TRAINING_IMAGES
     drawn_prompts: int = 2400
-    drawing_steps: int = 15
+    drawing_steps: int = 12
     validation_prompts: int = 512
     autoencoder: Schedule = vae.SCHEDULE
     autoencoder_decoder: Schedule = vae.DECODER_SCHEDULE
     text_encoder: Schedule = field(default_factory=lambda: replace(contrastive.SCHEDULE, steps=900))
     reading: Schedule = reading.SCHEDULE
+    unet_last: Schedule = unet.LAST_SCHEDULE
     unet: Schedule = unet.SCHEDULE
     towers: Schedule = contrastive.SCHEDULE
     fine_tuning: Schedule = contrastive.FINE_TUNING_SCHEDULE
     preferences: Schedule = preferences.SCHEDULE
     aesthetic: Schedule = aesthetic.SCHEDULE
+
+    @classmethod
+    def default(cls, device: torch.device) -> "RecipeSettings":
+        """Those of a device: a GPU trains the UNet with larger batches in fewer steps."""
+        return cls(unet=unet.GPU_SCHEDULE, unet_last=unet.GPU_LAST_SCHEDULE) if device.type == "cuda" else cls()
 
 
 class RecipeBuilder:
@@ -98,13 +104,15 @@ class RecipeBuilder:
         seed = self.seed_torch("unet")
         model = unet.new_unet(encoder.config.hidden_size).to(self.device)
         settings = self.settings
-        unet.train_unet(model, encoder, self.tokenizer, autoencoder, self.work, seed, settings.unet, settings.training_images)
+        schedules = settings.unet, settings.unet_last
+        unet.train_unet(model, encoder, self.tokenizer, autoencoder, self.work, seed, *schedules, settings.training_images)
         vae.train_decoder(autoencoder, self.work, self.seed_torch("vae_decoder"), settings.autoencoder_decoder)
         export.export_base(self.out / "base", export.new_pipeline(autoencoder, encoder, self.tokenizer, model))
 
-    def drawings(self, name: str) -> Drawings:
-        """What the base drew at several stages of its training; the rewards and the held-out judge have sets of their own."""
-        seed, cache = self.seed + MODELS.index(name), self.work / f"drawings_{name}.safetensors"
+    def drawings(self, readers: str) -> Drawings:
+        """What the base drew at several stages of its training.  readers: "clip", for every reward, or "heldout": a judge
+        that nobody trains on sees other prompts and other noise."""
+        seed, cache = self.seed + MODELS.index(readers), self.work / f"drawings_{readers}.safetensors"
         return make_drawings(self._stages, self.settings.drawn_prompts, self.settings.drawing_steps, seed, cache)
 
     def _stages(self) -> list[StableDiffusionPipeline]:
@@ -186,7 +194,7 @@ class RecipeBuilder:
 
     def _train_preferences(self, name: str, task: contrastive.ContrastiveTask, group: preferences.AnnotatorGroup) -> None:
         label, seed, schedule = f"{name}_preferences", self.seed + MODELS.index(name), self.settings.preferences
-        checkpoint, drawings = self.work / f"{label}.pt", self.drawings(name)
+        checkpoint, drawings = self.work / f"{label}.pt", self.drawings("clip")
         train_preferences(label, task, self.tokenizer, group, checkpoint, seed, drawings, self.vae(), schedule)
 
     def _export_open_clip(
@@ -229,7 +237,8 @@ def build(
     work.mkdir(parents=True, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     missing = [name for name in STEPS if name in selected and not (out / name).exists()]
-    builder = RecipeBuilder(out, work, seed, choose_device(device), settings or RecipeSettings())
+    chosen = choose_device(device)
+    builder = RecipeBuilder(out, work, seed, chosen, settings or RecipeSettings.default(chosen))
     for name in missing:
         STEPS[name](builder)
     return missing

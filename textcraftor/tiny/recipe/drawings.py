@@ -26,7 +26,7 @@ from textcraftor.tiny.scenes import Scene
 IMAGES_PER_PROMPT: Final = 4
 GUIDANCE_SCALES: Final = (2.0, 4.0, 7.5, 12.0)
 RICH_FRACTION: Final = 0.6
-BATCH: Final = 64
+BATCH: Final = 256
 
 
 @dataclass(frozen=True, slots=True)

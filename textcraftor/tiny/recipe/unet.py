@@ -1,18 +1,23 @@
 """The UNet and the text encoder, trained together on mostly plain captions.
 
 Every training image has one caption for good, as in a scraped data set; a few are rich, and half of those describe
-another image. So the base draws what plain captions say and understands rich prompts only in part, and how much is
-bounded by the data and not by the number of steps. Beside the denoising loss stands that of reading plain captions
-(`textcraftor.tiny.recipe.reading`).
+another image. So the base draws what plain captions say and understands rich prompts only in part. In a short last stage
+rich captions always describe another image, which lowers that part to the intended one. Beside the denoising loss stands
+that of reading plain captions (`textcraftor.tiny.recipe.reading`).
 """
 
 import math
-from collections.abc import Sequence
+import multiprocessing
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from numpy.typing import NDArray
 from rich.progress import track
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -25,16 +30,23 @@ from textcraftor.tiny.recipe.files import save_tensors
 from textcraftor.tiny.recipe.fit import Schedule, fit, generator
 from textcraftor.tiny.recipe.reading import Reader, end_token, plain_caption_of
 from textcraftor.tiny.recipe.towers import tokenize
+from textcraftor.tiny.renderer import render
 from textcraftor.tiny.scenes import Scene, sample_scene
 
 SCHEDULE = Schedule(steps=10_000, batch=64, peak_lr=1e-3, muon_lr=1.5e-3, decay=0.3, ema=0.999, save_every=200)
+LAST_SCHEDULE = Schedule(steps=350, batch=64, peak_lr=2e-4, muon_lr=3e-4, decay=0.2, ema=0.97)
+FOREIGN_FRACTION = 0.08  # of the captions in the last stage are rich ones of other images
+# On a GPU, on which a batch of 256 takes hardly longer than one of 64.
+GPU_SCHEDULE = Schedule(steps=3_000, batch=256, peak_lr=1.5e-3, muon_lr=2e-3, decay=0.3, ema=0.997, save_every=200)
+GPU_LAST_SCHEDULE = Schedule(steps=150, batch=256, peak_lr=2e-4, muon_lr=3e-4, decay=0.2, ema=0.97)
 TRAINING_IMAGES = 131_072
 CHUNK = 4096  # training images in a file of the cache
 RICH_FRACTION, WRONG_FRACTION, EMPTY_FRACTION = 0.025, 0.5, 0.1
 NOISY_FRACTION, NOISY_FROM = 0.5, 0.6  # half of the timesteps are among the last 40 %, in which the layout is decided
 READING_WEIGHT = 0.007  # of the reading loss, a sum over all attributes
 MAX_WEIGHT = 6.0
-STAGES = (0.25, 0.55, 1.0)  # fractions of the training after which the base is kept, for the drawings that rewards learn from
+# Fractions of the training after which the base is kept, for the drawings that rewards learn from; 1: after the last stage too.
+STAGES = (0.25, 0.55, 1.0)
 
 
 def new_unet(text_width: int, channels: Sequence[int] = (48, 80, 128), norm_groups: int = 16) -> UNet2DConditionModel:
@@ -87,27 +99,53 @@ def training_images(
 
     cache: folder with a file for every CHUNK images; those that exist are read, the others are made.
     """
-    parts = []
-    for start in track(range(0, count, CHUNK), description="training images"):
-        path = cache / f"{start // CHUNK:03d}.safetensors"
-        if not path.exists():
-            rng = generator(seed, "unet images", start)
-            scenes = batches.sample_scenes(min(CHUNK, count - start), rng)
-            captions, attributes = zip(*(training_caption(scene, rng) for scene in scenes), strict=True)
-            ids = tokenize(tokenizer, captions, torch.device("cpu")).short()
-            latents = torch.cat([_encode(vae, scenes[i : i + 64], rng) for i in range(0, len(scenes), 64)])
-            save_tensors({"latents": latents, "captions": ids, "attributes": torch.stack(attributes).half()}, path)
-        parts.append(load_file(path))
+    files = {start: cache / f"{start // CHUNK:03d}.safetensors" for start in range(0, count, CHUNK)}
+    missing = [start for start, path in files.items() if not path.exists()]
+    chunks = _draw_chunks(seed, [(start, min(CHUNK, count - start)) for start in missing])
+    for start, (pixels, captions, attributes) in track(zip(missing, chunks, strict=True), "training images", len(missing)):
+        tensors = {
+            "latents": _encode(vae, pixels),
+            "captions": tokenize(tokenizer, captions, torch.device("cpu")).short(),
+            "attributes": torch.from_numpy(attributes),
+        }
+        save_tensors(tensors, files[start])
+    parts = [load_file(path) for path in files.values()]
     latents, ids, facts = (torch.cat([part[name] for part in parts]) for name in ("latents", "captions", "attributes"))
     return latents, ids, facts
 
 
+Chunk = tuple[NDArray[np.uint8], list[str], NDArray[np.float16]]
+"""Training images, (n, 64, 64, 3), their captions, and the captions' attributes, (n, ATTRIBUTES)."""
+
+
+def _draw_chunks(seed: int, ranges: Sequence[tuple[int, int]]) -> Iterator[Chunk]:
+    """Chunks of images, each (start, count), drawn by as many processes as there are cores: a core draws 2,000 a second."""
+    arguments: tuple[Iterable[int], ...] = ([seed] * len(ranges), *zip(*ranges, strict=True)) if ranges else ([], [], [])
+    if len(ranges) < 2:
+        yield from map(_draw_chunk, *arguments)
+        return
+    workers = min(len(ranges), os.cpu_count() or 1)
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(_draw_chunk, *arguments)
+
+
+def _draw_chunk(seed: int, start: int, count: int) -> Chunk:
+    rng = generator(seed, "unet images", start)
+    scenes = batches.sample_scenes(count, rng)
+    captions, attributes = zip(*(training_caption(scene, rng) for scene in scenes), strict=True)
+    pixels = np.stack([render(scene, rng) for scene in scenes])
+    return pixels, list(captions), torch.stack(attributes).half().numpy()
+
+
 @torch.no_grad()
-def _encode(vae: AutoencoderKL, scenes: Sequence[Scene], rng: np.random.Generator) -> Tensor:
-    images = batches.render_batch(scenes, rng).to(vae.device)
-    with torch.autocast(vae.device.type, torch.bfloat16):
-        latents: Tensor = vae.encode(images * 2 - 1).latent_dist.mode()
-    return (latents.float() * vae.config.scaling_factor).half().cpu()
+def _encode(vae: AutoencoderKL, pixels: NDArray[np.uint8]) -> Tensor:
+    """Scaled latents of images, (n, 4, 16, 16) float16 on the CPU."""
+    parts = []
+    for part in np.split(pixels, range(64, len(pixels), 64)):
+        with torch.autocast(vae.device.type, torch.bfloat16):
+            latents = vae.encode(batches.to_tensor(part).to(vae.device) * 2 - 1).latent_dist.mode()
+        parts.append((latents.float() * vae.config.scaling_factor).half().cpu())
+    return torch.cat(parts)
 
 
 def train_unet(
@@ -118,6 +156,7 @@ def train_unet(
     work: Path,
     seed: int,
     schedule: Schedule = SCHEDULE,
+    last_schedule: Schedule = LAST_SCHEDULE,
     images: int = TRAINING_IMAGES,
 ) -> None:
     """Train UNet and text encoder in place on velocity prediction (Salimans and Ho 2022); the autoencoder is frozen.
@@ -128,20 +167,25 @@ def train_unet(
     device = unet.device
     made = training_images(vae, tokenizer, images, seed, work / "images")
     latents, captions, attributes = (each.to(device) for each in made)
+    rich = attributes[:, 0].isnan().nonzero().flatten()
     reader = Reader(text_encoder.config.hidden_size, end_token(tokenizer)).to(device)
     empty = tokenize(tokenizer, [""], device)
     scheduler = new_scheduler()
     alphas = scheduler.alphas_cumprod.to(device)
     timesteps = scheduler.config.num_train_timesteps
 
-    def loss_at(rng: np.random.Generator) -> Tensor:
-        chosen = torch.from_numpy(rng.integers(len(latents), size=schedule.batch)).to(device)
-        is_empty = torch.from_numpy(rng.random(schedule.batch) < EMPTY_FRACTION).to(device)
-        ids = torch.where(is_empty[:, None], empty, captions[chosen].long())
+    def loss_at(rng: np.random.Generator, batch: int, foreign_fraction: float) -> Tensor:
+        chosen = torch.from_numpy(rng.integers(len(latents), size=batch)).to(device)
+        captioned = chosen.clone()  # the image whose caption is shown
+        is_foreign = torch.from_numpy(rng.random(batch) < foreign_fraction).to(device)
+        if len(rich):
+            captioned[is_foreign] = rich[torch.from_numpy(rng.integers(len(rich), size=batch)).to(device)[is_foreign]]
+        is_empty = torch.from_numpy(rng.random(batch) < EMPTY_FRACTION).to(device)
+        ids = torch.where(is_empty[:, None], empty, captions[captioned].long())
         clean = latents[chosen].float()
         noise = torch.randn_like(clean)
         # Stratified timesteps, one from each of B equal intervals: less variance than independent draws.
-        fractions = (np.arange(schedule.batch) + rng.random(schedule.batch)) / schedule.batch
+        fractions = (np.arange(batch) + rng.random(batch)) / batch
         noisy_part = NOISY_FROM + (1 - NOISY_FROM) * (fractions - 1 + NOISY_FRACTION) / NOISY_FRACTION
         fractions = np.where(fractions < 1 - NOISY_FRACTION, fractions / (1 - NOISY_FRACTION), noisy_part)
         timestep = torch.from_numpy((fractions * timesteps).astype(np.int64)).to(device)
@@ -150,13 +194,26 @@ def train_unet(
         predicted = unet(noisy, timestep, states).sample.float()
         error = predicted - scheduler.get_velocity(clean, noise, timestep)
         weight = (MAX_WEIGHT * (1 - alphas[timestep])).clamp(max=1.0)  # 1 / (1 + SNR) = 1 - alpha
-        is_read = ~is_empty & ~attributes[chosen, 0].isnan()
-        reading = reader.loss(states[is_read], ids[is_read], attributes[chosen][is_read]).sum() / schedule.batch
+        is_read = ~is_empty & ~attributes[captioned, 0].isnan()
+        reading = reader.loss(states[is_read], ids[is_read], attributes[captioned][is_read]).sum() / batch
         return (error.square().mean((1, 2, 3)) * weight).mean() + READING_WEIGHT * reading
 
     modules = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder, "reader": reader})
-    snapshots = {max(1, int(part * schedule.steps)): stage_file(work, part) for part in STAGES}
-    fit("unet", modules, loss_at, schedule, work / "unet.pt", seed, nn.ModuleList([text_encoder, reader]), snapshots)
+    by_adamw = nn.ModuleList([text_encoder, reader])
+    snapshots = {max(1, int(part * schedule.steps)): stage_file(work, part) for part in STAGES[:-1]}
+    fit(
+        "unet",
+        modules,
+        partial(loss_at, batch=schedule.batch, foreign_fraction=0.0),
+        schedule,
+        work / "unet.pt",
+        seed,
+        by_adamw,
+        snapshots,
+    )
+    last = partial(loss_at, batch=last_schedule.batch, foreign_fraction=FOREIGN_FRACTION)
+    snapshots = {last_schedule.steps: stage_file(work, STAGES[-1])}
+    fit("unet_last", modules, last, last_schedule, work / "unet_last.pt", seed, by_adamw, snapshots)
 
 
 def stage_file(work: Path, part: float) -> Path:
