@@ -4,6 +4,7 @@ Runs are found by `evidence.identity`, so a stage that DVC skipped adds no run.
 """
 
 import csv
+import platform
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,8 @@ import requests
 from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
@@ -86,6 +89,7 @@ def track(name: str, record: Record, workspace: Workspace) -> Tracked:
         assemble(name, record, workspace, folder)
         key = identity(folder)
         (folder / "MODEL_CARD.md").write_text(model_card(name, record, workspace), encoding="utf-8")
+        write_mlmodel(folder)
         certificate = _certify(folder, name, record, model)
         experiment = _experiment(mlflow, model)
         for run in mlflow.search_runs([experiment], f"tags.identity = '{key}' and attributes.status = 'FINISHED'"):
@@ -118,6 +122,20 @@ def _certify(folder: Path, name: str, record: Record, model: str) -> dict[str, s
     except (Unproven, ConfigError) as error:
         return {"policy": "", "signed_by": "", "refused": " ".join(str(error).split())}
     return {"policy": str(statement.predicate["policy"]), "signed_by": statement.signer, "refused": ""}
+
+
+def write_mlmodel(folder: Path) -> None:
+    """Write MLflow's MLmodel file: `mlflow.pyfunc.load_model` and `mlflow models serve` load the candidate by our library.
+
+    No code of the artifact store runs: the file names a module of the library, which verifies the folder first.
+    """
+    flavor = {"loader_module": "textcraftor.serving", "python_version": platform.python_version()}
+    params = ParamSchema(
+        [ParamSpec("seed", "long", 0), ParamSpec("steps", "long", None), ParamSpec("guidance", "double", None)]
+    )
+    params = ParamSchema([*params.params, ParamSpec("strength", "double", 1.0)])
+    signature = ModelSignature(Schema([ColSpec("string", "prompt")]), Schema([ColSpec("string")]), params)
+    Model(flavors={"python_function": flavor}, signature=signature).save(str(folder / "MLmodel"))
 
 
 def candidate_tags(name: str, record: Record, workspace: Workspace) -> dict[str, str]:

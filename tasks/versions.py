@@ -117,6 +117,16 @@ def verify_run(run_id: str, model: str) -> Proven:
         return verify(_download(mlflow, source, run_id, f"Run {run_id}: ", empty), model, store.ROOT)
 
 
+def champion_statement(model: str) -> str | None:
+    """Digest of the statement of the version that the signed record names champion; None where it names none.
+
+    Raises RegistryUnavailable.
+    """
+    with _unavailable_in_one_line(f"the champion of {model}"):
+        chain = promotions.read(client(), model)
+    return chain.head.statement if chain.head and not chain.fault else None
+
+
 def find_champion(mlflow: MlflowClient, config: Config, private: Path | None = None) -> Champion:
     """Who is champion, and whether that is proven. Raises ConfigError when the model has no policy or a key is damaged.
 
@@ -151,8 +161,9 @@ def show_champion(mlflow: MlflowClient, model: str, champion: Champion) -> None:
         try:
             mlflow.set_registered_model_alias(model, CHAMPION, number)
         except MlflowException as error:
-            if error.error_code not in GONE:  # of a version that was deleted
-                raise
+            if error.error_code in GONE:  # the version was deleted
+                return
+            mlflow.set_registered_model_alias(model, CHAMPION, number)  # another machine set it in the same instant
     if str(aliases.get(CHALLENGER)) == number:
         mlflow.delete_registered_model_alias(model, CHALLENGER)
 

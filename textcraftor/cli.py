@@ -4,6 +4,7 @@ A user's mistake prints one line and exits with 2; a bug keeps its traceback. Ve
 orchestrator are entry points, loaded only when they are used: the library itself imports none.
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -207,6 +208,26 @@ def rollback(
 
     decision = plugin("textcraftor.verbs", "rollback")(configuration.load(params, profile=profile), to, why)
     typer.echo(f"{decision.verdict}: version {decision.version}: {decision.why}")
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Option(help="champion, challenger or a version; nothing that is not proven.")] = "champion",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="On the loopback interface; 0 takes a free one.")] = 8780,
+    waiting: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are answered with 429.")] = 64,
+    params: Params = PARAMS,
+    profile: Profile = None,
+    device: Device = "auto",
+) -> None:
+    """Serve a proven model until Ctrl-C: POST /invocations takes {"prompt": ..., "seed": ...} and answers with a PNG."""
+    run = configuration.load(params, profile=profile)
+    from textcraftor.serving.loading import load_registered
+    from textcraftor.serving.server import ModelServer
+
+    with ModelServer(load_registered(model, run, params.parent, device), port, waiting) as server:
+        typer.echo(f"http://127.0.0.1:{server.server_port}/invocations  {model}, until Ctrl-C")
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve_forever()
 
 
 app.command()(blend)

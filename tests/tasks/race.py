@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
+from prefect.states import Failed
 
 from tasks import promotions, store
 from tasks.environment import sqlite_url
 from tasks.registry import promote
+from tasks.tracking import only_if_unavailable
 from tasks.workspace import Workspace
 from tests.tasks.conftest import copy_database, judge_projects
 from tests.tasks.registered import CHAMPION, MODEL, WORSE, enter
@@ -41,7 +43,15 @@ def compete(home: Path, machine: str, project: Path, version: int, start: Barrie
         start.wait()
         if (home / "end").exists():
             return
-        promote.fn(version, config)
+        while True:
+            try:
+                promote.fn(version, config)
+                break
+            except Exception as error:
+                if not only_if_unavailable(None, None, Failed(data=error)):  # Prefect retries what this says
+                    start.abort()
+                    done.abort()
+                    raise
         done.wait()
 
 

@@ -24,7 +24,7 @@ _WITHIN = rf"(?:{BLEND_PARTS}/[\w-]+/)?"  # of a blend
 _ALLOWED: Final = re.compile(
     rf"{_WITHIN}(?:{'|'.join(PARTS)})/(?:config\.json|[\w.-]+\.safetensors(?:\.index\.json)?)"
     rf"|{_WITHIN}(?:unet-)?(?:proof\.json|history\.csv|grids/[\w.-]+\.png)"
-    rf"|{re.escape(BLEND_FILE)}|MODEL_CARD\.md"
+    rf"|{re.escape(BLEND_FILE)}|MODEL_CARD\.md|MLmodel"
     r"|evidence/[\w.-]+\.(?:json|parquet|png|html|md)"
 )
 

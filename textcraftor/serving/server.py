@@ -1,0 +1,126 @@
+"""`textcraftor serve`: a proven model on the loopback interface.
+
+    GET  /ping                                        200 while the model is there
+    POST /invocations  {"prompt": "...", "seed": 0}   200 image/png
+                                                      413 body too large, 422 bad request, 429 queue full, 404, 405
+
+Requests wait in a queue of limited length, and one worker draws as many of them at once as fit a batch.
+"""
+
+import http.server
+import json
+import queue
+import socketserver
+import threading
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from textcraftor.errors import ConfigError, UserError
+from textcraftor.serving.service import BATCH, Request, Service
+
+HOST: Final = "127.0.0.1"
+PORT: Final = 8780
+LARGEST: Final = 16_384  # bytes of a request
+WAITING: Final = 64  # requests in the queue
+PATIENCE: Final = 600.0  # seconds until a picture
+
+
+@dataclass
+class Job:
+    """A request and its answer: a status and a body."""
+
+    request: Request
+    done: threading.Event = field(default_factory=threading.Event)
+    status: int = 500
+    body: bytes = b""
+
+
+class ModelServer(http.server.ThreadingHTTPServer):
+    """Serves a model at http://127.0.0.1:PORT. port: 0 takes a free one.  Raises ConfigError when the port is taken."""
+
+    daemon_threads = True
+    allow_reuse_address = True
+    request_queue_size = 128
+
+    def __init__(self, service: Service, port: int = PORT, waiting: int = WAITING) -> None:
+        self.service, self.jobs = service, queue.Queue[Job](waiting)
+        try:
+            super().__init__((HOST, port), _Handler)
+        except OSError as error:
+            raise ConfigError(f"--port {port} cannot be used: {error.strerror}. Take another, or 0 for a free one") from None
+        threading.Thread(target=self._work, daemon=True).start()
+
+    def server_bind(self) -> None:
+        # Without HTTPServer's look-up of this machine's name, which may ask a network.
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = HOST, self.server_address[1]
+
+    def _work(self) -> None:
+        while True:
+            batch = [self.jobs.get()]
+            while len(batch) < BATCH and not self.jobs.empty():
+                batch.append(self.jobs.get())
+            try:
+                for job, picture in zip(batch, self.service.draw([job.request for job in batch]), strict=True):
+                    job.status, job.body = 200, picture
+            except Exception:  # one of them: which?
+                for job in batch:
+                    self._draw_alone(job)
+            for job in batch:
+                job.done.set()
+
+    def _draw_alone(self, job: Job) -> None:
+        try:
+            job.status, job.body = 200, self.service.draw([job.request])[0]
+        except UserError as error:
+            job.status, job.body = 422, str(error).encode()
+        except Exception as error:  # the worker must outlive every request
+            job.status, job.body = 500, f"{type(error).__name__} while drawing".encode()
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    server: ModelServer
+    timeout = 30  # seconds for a client that says nothing
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self._send(*((200, b"") if self.path in ("/ping", "/health") else (404, b"POST /invocations draws a picture")))
+
+    def do_POST(self) -> None:
+        length = self.headers.get("Content-Length", "")
+        if self.path != "/invocations":
+            return self._refuse(404, "POST /invocations draws a picture")
+        if not (length.isascii() and length.isdecimal()):
+            return self._refuse(411, "Content-Length is missing")
+        if len(length) > 12 or int(length) > LARGEST:
+            return self._refuse(413, f"The request has {length[:12]} bytes, and at most {LARGEST} are allowed")
+        body = self.rfile.read(int(length))
+        try:
+            job = Job(Request.read(json.loads(body)))
+        except (ValueError, RecursionError):
+            return self._send(422, b'The request is no JSON. An example: {"prompt": "a small red circle", "seed": 0}')
+        except ConfigError as error:
+            return self._send(422, str(error).encode())
+        try:
+            self.server.jobs.put_nowait(job)
+        except queue.Full:
+            return self._send(429, b"Too many requests are waiting. Try again", **{"Retry-After": "1"})
+        if not job.done.wait(PATIENCE):
+            return self._send(503, b"The picture took too long")
+        return self._send(job.status, job.body)
+
+    def _refuse(self, status: int, why: str) -> None:
+        """Answer without reading the body, so the connection cannot go on."""
+        self.close_connection = True
+        self._send(status, why.encode(), Connection="close")
+
+    def _send(self, status: int, body: bytes, **headers: str) -> None:
+        self.send_response(status)
+        kind = "image/png" if status == 200 and body else "text/plain; charset=utf-8"
+        for name, value in {"Content-Type": kind, "Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Say nothing: prompts may be private."""
