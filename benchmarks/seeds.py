@@ -55,23 +55,37 @@ KERNELS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
 
 @dataclass(frozen=True)
 class Run:
-    """One training, evaluated: its metrics.json, its claims.json, its rules from gate.json, and its scores."""
+    """One training, evaluated: its metrics.json, its claims.json, its rules from gate.json, and its scores.
+
+    seconds: of a processor, that the training took.
+    """
 
     name: str
     metrics: Mapping[str, Any]
     claims: Mapping[str, Mapping[str, Mapping[str, int]]]
     rules: Sequence[Mapping[str, Any]]
     scores: pl.DataFrame
+    seconds: float = float("nan")
 
 
-def prepare_shared(folder: Path, params: Path) -> Path:
-    """The workspace that all runs share: curated prompts, prefixes, the base's scores. Returns its folder."""
+def prepare_shared(folder: Path, params: Path, settings: Mapping[str, Any] | None = None) -> Path:
+    """The workspace that all runs share: curated prompts, prefixes, the base's scores. Returns its folder.
+
+    settings: over those of `params`.
+    """
     links = {name: params.parent / name for name in ("data/tiny", "data/sources", "profiles")}
-    path = workspaces.make(folder, params, {}, links)
+    path = workspaces.make(folder, params, settings or {}, links)
     if not (folder / scores_file(BASE)).exists():
         for verb in (["curate"], ["prepare"], ["evaluate", "--candidate", BASE]):
             workspaces.run(path, *verb)
     return folder
+
+
+def read_base(shared: Path) -> Run:
+    """The base's own figures and scores in a shared workspace."""
+    report = shared / report_folder(BASE)
+    claims, metrics = (json.loads((report / f"{each}.json").read_text(encoding="utf-8")) for each in ("claims", "metrics"))
+    return Run(BASE, metrics, claims, (), Scores.read(shared / scores_file(BASE)).table)
 
 
 def tune(name: str, shared: Path, mix: str, settings: Mapping[str, Any], environment: Mapping[str, str]) -> Run:
@@ -80,12 +94,15 @@ def tune(name: str, shared: Path, mix: str, settings: Mapping[str, Any], environ
     links = {each: shared / each for each in SHARED}
     params = workspaces.make(folder, shared / "params.yaml", {"mixes": [mix], **settings}, links)
     if not (folder / GATE_RECORD).exists():
-        for verb in (["train", "--mix", mix], ["evaluate", "--candidate", mix], ["gate"]):
+        seconds = workspaces.run(params, "train", "--mix", mix, environment=environment)
+        (folder / "seconds").write_text(str(seconds))
+        for verb in (["evaluate", "--candidate", mix], ["gate"]):
             workspaces.run(params, *verb, environment=environment)
     report = folder / report_folder(mix)
     metrics, claims = (json.loads((report / f"{each}.json").read_text(encoding="utf-8")) for each in ("metrics", "claims"))
     rules = json.loads((folder / GATE_RECORD).read_text(encoding="utf-8"))["candidates"][mix]["rules"]
-    return Run(name, metrics, claims, rules, Scores.read(folder / scores_file(mix)).table)
+    seconds = float((folder / "seconds").read_text())
+    return Run(name, metrics, claims, rules, Scores.read(folder / scores_file(mix)).table, seconds)
 
 
 def score_reworded(shared: Path, config: Config) -> pl.DataFrame:
@@ -233,10 +250,7 @@ def main() -> None:
         for name, each in pending.items():
             runs.append(each.result())
             print(f"{name}: oracle {runs[-1].metrics['judges']['oracle']['delta']:+.4f}", flush=True)
-    report = shared / report_folder(BASE)
-    claims, metrics = (json.loads((report / f"{each}.json").read_text(encoding="utf-8")) for each in ("claims", "metrics"))
-    base = Run(BASE, metrics, claims, (), Scores.read(shared / scores_file(BASE)).table)
-    text = page(runs[: options.seeds], runs[options.seeds :], base, reworded, mix)
+    text = page(runs[: options.seeds], runs[options.seeds :], read_base(shared), reworded, mix)
     print(f"\n{text}")
     if options.out:
         options.out.write_text(text, encoding="utf-8")

@@ -42,14 +42,20 @@ def key(config: Config, root: Path, *what: object) -> str:
     return hashlib.sha256(json.dumps([*map(str, what), sections], sort_keys=True).encode()).hexdigest()[:12]
 
 
-def run(params: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
-    """Run `textcraftor ARGUMENTS` in a workspace; its output goes to workspace/log.txt. Raises SystemExit when it fails."""
+def run(params: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> float:
+    """Run `textcraftor ARGUMENTS` in a workspace; returns the processor seconds that it took.
+
+    Its output goes to workspace/log.txt.  Raises SystemExit when it fails.
+    """
     command: Sequence[str] = [sys.executable, "-m", "textcraftor.cli", *arguments, "--params", params.name]
     log = params.with_name("log.txt")
     with log.open("a", encoding="utf-8") as file:
-        done = subprocess.run(
+        started = subprocess.Popen(
             command, cwd=params.parent, env={**os.environ, **(environment or {})}, stdout=file, stderr=subprocess.STDOUT
         )
-    if done.returncode:
+        _, status, usage = os.wait4(started.pid, 0)
+    started.returncode = os.waitstatus_to_exitcode(status)  # or Popen would wait again
+    if started.returncode:
         last = log.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()[-1:]
         raise SystemExit(f"`textcraftor {' '.join(arguments)}` failed in {params.parent} ({log.name}): {' '.join(last)}")
+    return usage.ru_utime + usage.ru_stime
