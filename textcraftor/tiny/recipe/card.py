@@ -11,6 +11,7 @@ from textcraftor import pictures
 from textcraftor.layout import TINY
 from textcraftor.tiny.oracle import CLAIM_KINDS
 from textcraftor.tiny.recipe.agreement import LARGE_DIFFERENCE
+from textcraftor.tiny.recipe.unet import TRAINING_IMAGES
 from textcraftor.tiny.recipe.validation import GUIDANCE_SCALE, STEPS, ValidationReport, validate
 
 SHEET_COLUMNS, SHEET_ROWS, TILE, CAPTION = 6, 4, 160, 58
@@ -43,10 +44,11 @@ has a text encoder of its own. `heldout` is a judge only: no model is trained on
 training images differ from the rewards'.
 
 ## Training
-`textcraftor tiny-build` (`textcraftor/tiny/recipe`), seeded and resumable, takes a night on two CPU cores. The autoencoder
-has a factor of 4. UNet and text encoder were trained together, on velocity prediction, with 131,072 rendered images. Each
-has one caption for good: 96 % of the captions are plain, 4 % rich, and half of the rich ones describe another image. So the
-UNet can draw what its text encoder fails to express for rich prompts, and tuning the text encoder can close that gap.
+`textcraftor tiny-build` (`textcraftor/tiny/recipe`), seeded and resumable, takes a night on two CPU cores, less on a GPU. The
+autoencoder has a factor of 4. UNet and text encoder were trained together, on velocity prediction, with {images:,} rendered
+images. Each has one caption for good: a few are rich, and half of those describe another image; in the last steps all do. So
+the UNet can draw what its text encoder fails to express for rich prompts, and tuning the text encoder can close that gap.
+Why it is trained so, and where these weights differ: `docs/decisions/tiny-base.md`.
 
 `clip`, `heldout`, `pickscore` and `hpsv2` were trained contrastively on renders with correct captions, 60 % of them rich, and
 hard negatives that differ in one attribute. All four were then fine-tuned on images that the base drew at several stages of
@@ -113,6 +115,7 @@ def card_text(out: Path, report: ValidationReport) -> str:
         for name, accuracy in report.hard_negatives.items()
     ]
     return _TEXT.format(
+        images=TRAINING_IMAGES,
         base=TINY / "base",
         steps=STEPS,
         guidance=GUIDANCE_SCALE,
