@@ -16,7 +16,7 @@ import typer
 
 from textcraftor import config as configuration
 from textcraftor import layout
-from textcraftor.errors import UserError
+from textcraftor.errors import ModelError, UserError
 from textcraftor.options import PARAMS, Device, Params, Profile, require_prompt
 from textcraftor.style.commands import blend, sheet, studio
 from textcraftor.trust import commands as trust
@@ -228,6 +228,38 @@ def serve(
         typer.echo(f"http://127.0.0.1:{server.server_port}/invocations  {model}, until Ctrl-C")
         with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()
+
+
+@app.command()
+def export(
+    to: Annotated[Literal["diffusers", "pipeline", "lora-kohya", "lora-peft"], typer.Option(help="The format.")],
+    out: Annotated[Path, typer.Option(help="A folder, or for a LoRA a .safetensors file; replaced if it is there.")],
+    model: Annotated[
+        str, typer.Option(help="champion, challenger, a version, a candidate, or a folder (with a /).")
+    ] = "champion",
+    rank: Annotated[int, typer.Option(min=1, help="Of a LoRA.")] = 16,
+    params: Params = PARAMS,
+    profile: Profile = None,
+    device: Device = "auto",
+) -> None:
+    """Write a model for other tools, read it again with diffusers' loader, and print how far the pictures differ."""
+    run = configuration.load(params, profile=profile)
+    from textcraftor import lookup
+    from textcraftor.device import choose_device
+    from textcraftor.export import PROMPTS, differences, export, reload
+    from textcraftor.models.base import load_base, load_candidate
+
+    found = lookup.find(model, run, params.parent)
+    run = lookup.judged_settings(run, found, params.parent).at(params.parent)
+    base = load_base(run.base, choose_device(device, run.cpu_threads))
+    if found.candidate.blend or (tuned := load_candidate(found.candidate, base)) is None:
+        raise ModelError(
+            f"{found.label} has no tuned encoder of its own to export. A blend is merged with `blend --space weights`"
+        )
+    made = export(tuned, base, to, out, rank)
+    for prompt, (mean, largest) in zip(PROMPTS, differences(reload(to, out, base), tuned, base), strict=True):
+        typer.echo(f"{to:<10}  mean {mean:6.2f}  largest {largest:6.2f} of 255  {prompt}")
+    typer.echo(f"{made.path}  holds {1 - made.lost:.1%} of what tuning changed")
 
 
 app.command()(blend)
