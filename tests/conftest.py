@@ -19,7 +19,28 @@ from textcraftor.tiny.recipe.tokenizer import new_tokenizer
 os.environ.update(DO_NOT_TRACK="1", PREFECT_SERVER_ANALYTICS_ENABLED="false")
 torch.set_num_threads(1)  # models this small only wait for each other on more
 
+# The files that take longest, first: with two workers, a long file at the end leaves one of them without work. Those of
+# flows/ stay together, so that their Prefect server is started once a worker and ends early.
+LONGEST_FIRST = (
+    *(
+        "flows/test_readme.py",
+        "flows/test_full.py",
+        "flows/test_scheduling.py",
+        "flows/test_terminal.py",
+        "flows/test_deploy.py",
+    ),
+    *("distributed/test_fsdp.py", "distributed/test_launchers.py", "models/test_families.py", "training/test_stages.py"),
+    *("invariants/test_one_way.py", "tiny/test_recipe.py", "tasks/test_champion.py", "planning/test_doctor.py"),
+    *("test_wheel.py", "test_workspace_root.py", "training/test_trainer.py", "training/test_objective.py"),
+)
+
 CHAIN = ChainConfig(num_inference_steps=5, guidance_scale=3.0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    rank = {here / name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))  # stable: the tests of a file stay in their order
 
 
 def random_pipeline() -> StableDiffusionPipeline:

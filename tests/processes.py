@@ -24,7 +24,7 @@ def in_processes(count: int, work: Callable[[], None]) -> None:
         child = os.fork()
         if child == 0:
             status = 1
-            signal.alarm(60)
+            signal.alarm(240)
             try:
                 os.environ.update(WORLD_SIZE=str(count), RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
                 os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # else it looks this machine's name up, which may take long

@@ -31,10 +31,19 @@ LAUNCHERS = {
 }
 
 
-def launch(launcher: str, *arguments: str) -> str:
-    """Run the command line in two processes; returns their stderr."""
+# Runs the commands given, in turn, in the same process: to start one and import the library takes longer than they do.
+EACH = """
+import sys
+from textcraftor.cli import app
+for command in sys.argv[1:]:
+    app(command.split(), standalone_mode=False)
+"""
+
+
+def launch(launcher: str, *arguments: str, script: str = "") -> str:
+    """Run the command line, or a script of it, in two processes; returns their stderr."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, "-m", *LAUNCHERS[launcher], "-m", "textcraftor.cli", *arguments]
+    command = [sys.executable, "-m", *LAUNCHERS[launcher], *([script] if script else ["-m", "textcraftor.cli"]), *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     return done.stderr
@@ -64,34 +73,30 @@ def test_two_processes_write_the_text_encoder_of_one_with_twice_the_batch(run: C
     assert close_to(written, expected, {name: start[name.removeprefix("text_model.")] for name in expected})
 
 
-def test_a_split_unet_is_written_whole_under_its_own_name(run: Config, tmp_path: Path) -> None:
-    alone = params(train_unet={"batch_size": 4, "learning_rate": 1e-4})
-    prepare(alone, tmp_path, CPU)
-    train_text_encoder(alone, "redder", tmp_path, CPU)
-    expected = UNet2DConditionModel.from_pretrained(train_unet(alone, "redder", tmp_path, CPU) / "unet").state_dict()
-    params(train_unet={"batch_size": 2, "shard": True})
-    launch("torchrun", "train-unet", "--mix", "redder", "--device", "cpu")
-    out = tmp_path / "data/unets/redder"
-    assert json.loads((out / "unet/config.json").read_text())["_class_name"] == "UNet2DConditionModel"
-    written = UNet2DConditionModel.from_pretrained(out / "unet").state_dict()
-    assert close_to(written, expected, load_base(alone.base, CPU).pipe.unet.state_dict())
-    assert not list(tmp_path.glob(".textcraftor/training/*/*/checkpoint.safetensors"))
-
-
-def test_two_processes_evaluate_to_the_same_bytes(run: Config, tmp_path: Path) -> None:
+def test_a_split_unet_is_written_whole_and_two_processes_evaluate_to_the_same_bytes(run: Config, tmp_path: Path) -> None:
     judged = {"judges": ["redness"], "heldout_judges": [], "diversity_judge": "redness", "batch_size": 3, "bootstrap": 50}
     rank_by = {
         "rank_by": "redness",
         "champion_margin": {"redness": 0.01, "oracle": None, "heldout": None},
         "rules": [{"judge": "redness", "metric": "delta", "at_least": 0.0, "why": "it is redder"}],
     }
-    config = params(evaluate=judged, gate=rank_by)
-    prepare(config, tmp_path, CPU)
-    train_text_encoder(config, "redder", tmp_path, CPU)
+    alone = params(train_unet={"batch_size": 4, "learning_rate": 1e-4}, evaluate=judged, gate=rank_by)
+    prepare(alone, tmp_path, CPU)
+    train_text_encoder(alone, "redder", tmp_path, CPU)
+    expected = UNet2DConditionModel.from_pretrained(train_unet(alone, "redder", tmp_path, CPU) / "unet").state_dict()
     for candidate in ("base", "redder"):
-        evaluate(config, candidate, tmp_path, CPU)
-    expected = {part: contents(tmp_path / "data" / part) for part in ("scores", "reports")}
-    assert len(expected["scores"]) == 4 and "redder/report.html" in expected["reports"]
-    launch("torchrun", "evaluate", "--candidate", "redder", "--device", "cpu")
-    assert {part: contents(tmp_path / "data" / part) for part in ("scores", "reports")} == expected
+        evaluate(alone, candidate, tmp_path, CPU)
+    files = {part: contents(tmp_path / "data" / part) for part in ("scores", "reports")}
+    assert len(files["scores"]) == 4 and "redder/report.html" in files["reports"]
+
+    params(train_unet={"batch_size": 2, "shard": True})
+    (tmp_path / "each.py").write_text(EACH)
+    commands = ("train-unet --mix redder --device cpu", "evaluate --candidate redder --device cpu")
+    launch("torchrun", *commands, script=str(tmp_path / "each.py"))
+    out = tmp_path / "data/unets/redder"
+    assert json.loads((out / "unet/config.json").read_text())["_class_name"] == "UNet2DConditionModel"
+    written = UNet2DConditionModel.from_pretrained(out / "unet").state_dict()
+    assert close_to(written, expected, load_base(alone.base, CPU).pipe.unet.state_dict())
+    assert not list(tmp_path.glob(".textcraftor/training/*/*/checkpoint.safetensors"))
+    assert {part: contents(tmp_path / "data" / part) for part in ("scores", "reports")} == files
     assert torch.get_num_threads() == 1

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 import pytest
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package")
 def server() -> Iterator[None]:
+    """The server that this process's flows report to. It polls its database all its life, so it ends with these tests."""
     from prefect.testing.utilities import prefect_test_harness  # imports the server, in seconds
 
     with prefect_test_harness(server_startup_timeout=240):

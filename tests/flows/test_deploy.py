@@ -16,6 +16,8 @@ from flows.deploy import VERSION_LINK, repair_links, settle_earlier_runs
 from flows.errors import log_user_errors_in_one_line
 from textcraftor.errors import ModelError
 
+pytestmark = pytest.mark.usefixtures("server")
+
 
 def with_client(work: Callable[[PrefectClient], Awaitable[Any]]) -> Any:
     async def call() -> Any:

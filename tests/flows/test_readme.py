@@ -121,7 +121,7 @@ def their_run() -> None: ...
 
 
 @pytest.fixture(scope="module")
-def visit(tmp_path_factory: pytest.TempPathFactory) -> Visit:
+def visit(tmp_path_factory: pytest.TempPathFactory, server: None) -> Visit:
     home = tmp_path_factory.mktemp("readme")
     folder, theirs = home / "textcraftor", home / "theirs.db"
     (home / ODD).mkdir()

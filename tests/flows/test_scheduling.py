@@ -14,6 +14,8 @@ from tasks.stages import StageFailed, repro, stop_stages_on_error
 from tasks.workspace import Workspace
 from tests.flows.project import make_project, stages_run
 
+pytestmark = pytest.mark.usefixtures("server")
+
 
 @pytest.fixture
 def prepared(tmp_path: Path) -> Path:

@@ -43,7 +43,7 @@ def line(message: str, seconds: float) -> Any:
     return SimpleNamespace(message=message, timestamp=NOW + timedelta(seconds=seconds))
 
 
-def test_each_stage_is_a_line_once_and_nothing_else_is_shown() -> None:
+def test_each_stage_is_a_line_once_and_nothing_else_is_shown(server: None) -> None:
     with pytest.raises(ValueError):
         run()
     stream = io.StringIO()
