@@ -32,6 +32,7 @@ TOOLS = (
     "uname",
 )
 MAKE = shutil.which("make") or "make"
+needs_git = pytest.mark.skipif(not shutil.which("git"), reason="makes a repository, and there is no git on PATH")
 
 # A Python of VERSION, as far as `python -c` can see; `python -m venv .textcraftor/uv` puts the stand-in for uv there.
 PYTHON = """#!/bin/sh
@@ -197,7 +198,14 @@ def test_a_project_that_was_moved_is_set_up_again(tmp_path: Path) -> None:
     assert len(machine.calls) > before, "the environment belongs to another folder"
 
 
-@pytest.mark.parametrize("git", ["no Git", "no program git", "another project's", "another project's that ignores it"])
+@pytest.mark.parametrize(
+    "git",
+    [
+        "no Git",
+        *(pytest.param(each, marks=needs_git) for each in ("no program git", "another project's")),
+        pytest.param("another project's that ignores it", marks=needs_git),
+    ],
+)
 def test_dvc_runs_where_git_does_not_track_the_project(git: str, tmp_path: Path) -> None:
     machine = Machine(tmp_path, **{"python3.12": "3.12"})
     machine.no_scm.unlink()
@@ -217,6 +225,7 @@ def test_dvc_runs_where_git_does_not_track_the_project(git: str, tmp_path: Path)
     assert (done.returncode, (machine.project / "out").read_text()) == (0, "done\n"), done.stderr
 
 
+@needs_git
 def test_where_git_tracks_the_project_dvc_is_told_nothing(tmp_path: Path) -> None:
     machine = Machine(tmp_path, **{"python3.12": "3.12"})
     machine.no_scm.unlink()
