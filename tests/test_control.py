@@ -12,7 +12,7 @@ from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionXLImg2ImgPi
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.conftest import CHAIN
+from tests.fixtures import CHAIN
 from textcraftor.candidate import Candidate
 from textcraftor.chain.sampler import Sampler
 from textcraftor.config import BaseConfig, Weights

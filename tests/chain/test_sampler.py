@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.conftest import CHAIN
+from tests.fixtures import CHAIN
 from textcraftor.chain.sampler import Sampler
 from textcraftor.models.base import Base, TunedModel
 from textcraftor.models.conditioning import Conditioning

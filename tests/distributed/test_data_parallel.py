@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import Redness
+from tests.fixtures import Redness
 from tests.processes import in_processes
 from tests.training.test_stages import contents
 from tests.training.test_trainer import FACTS, SETTINGS, TOLERANCE, ContrastiveRedness, gradient, new_trainer, preview, weights

@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from tests.conftest import Redness
+from tests.fixtures import Redness
 from tests.processes import in_processes
 from tests.training.test_stages import CPU
 from tests.training.test_trainer import FACTS, SETTINGS, interrupted, new_trainer, preview

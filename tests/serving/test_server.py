@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import CHAIN
+from tests.fixtures import CHAIN
 from textcraftor.candidate import Candidate
 from textcraftor.config import BaseConfig, Config, SamplerConfig, load
 from textcraftor.errors import ConfigError

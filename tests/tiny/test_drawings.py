@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import random_pipeline
+from tests.fixtures import random_pipeline
 from textcraftor.tiny.language import parse, plain_caption
 from textcraftor.tiny.oracle import detect
 from textcraftor.tiny.recipe import batches

@@ -6,8 +6,8 @@ import torch
 
 from textcraftor.tiny.language import parse, plain_caption, scene_claims
 from textcraftor.tiny.recipe import unet
-from textcraftor.tiny.recipe.contrastive import ATTRIBUTES, POSITIONS
-from textcraftor.tiny.recipe.reading import POSITION_WEIGHT, Reader, end_token, plain_caption_of
+from textcraftor.tiny.recipe.contrastive import ATTRIBUTES, POSITION_WEIGHT, POSITIONS
+from textcraftor.tiny.recipe.reading import Reader, end_token, plain_caption_of
 from textcraftor.tiny.recipe.tokenizer import new_tokenizer
 from textcraftor.tiny.scenes import BACKGROUNDS, COLOURS, RELATIONS, STYLES, Scene, SceneObject, sample_scene
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import Redness
+from tests.fixtures import Redness
 from textcraftor.bench.meters import peak_bytes
 from textcraftor.chain.sampler import Sampler
 from textcraftor.config import ChainConfig, TuneConfig

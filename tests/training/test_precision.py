@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tests.checkpoints import write_single_file
-from tests.conftest import CHAIN, Redness
 from tests.families import FAMILIES
+from tests.fixtures import CHAIN, Redness
 from textcraftor.candidate import Candidate
 from textcraftor.chain.sampler import Sampler
 from textcraftor.config import BaseConfig, TuneConfig

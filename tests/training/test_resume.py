@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import Redness
+from tests.fixtures import Redness
 from tests.training.test_stages import CPU, changed, contents, run
 from textcraftor.cache.prepare import prepare
 from textcraftor.config import Config, TrainConfig

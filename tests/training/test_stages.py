@@ -33,7 +33,7 @@ CPU = torch.device("cpu")
 def run(tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     """A workspace with curated prompts and a reward that needs no weights."""
     monkeypatch.chdir(tmp_path)
-    redness = {"kind": "tests.conftest:Redness"}
+    redness = {"kind": "tests.fixtures:Redness"}
     tune = {"grad_steps": 1, "steps": 2, "batch_size": 2, "learning_rate": 1e-3, "checkpoint_every": 1}
     params = {
         "profile": "tiny",
@@ -387,7 +387,7 @@ def test_a_failed_run_keeps_the_last_artifact_and_its_checkpoint(
     prepare(run, tmp_path, CPU)
     before = contents(train_text_encoder(run, "redder", tmp_path, CPU))
     steps = iter([1.0, float("nan")])
-    from tests.conftest import Redness
+    from tests.fixtures import Redness
 
     score = Redness.score
     monkeypatch.setattr(Redness, "score", lambda self, *inputs: score(self, *inputs) * next(steps))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import CHAIN, Redness
+from tests.fixtures import CHAIN, Redness
 from textcraftor.chain.sampler import Sampler
 from textcraftor.config import TuneConfig
 from textcraftor.errors import Preempted, TrainingError

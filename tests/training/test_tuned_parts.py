@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import CHAIN
+from tests.fixtures import CHAIN
 from tests.training.test_stages import CPU, contents, run
 from textcraftor.cache.prepare import prepare
 from textcraftor.candidate import Candidate

@@ -45,6 +45,7 @@ class RecipeSettings:
     reading: Schedule = reading.SCHEDULE
     unet_last: Schedule = unet.LAST_SCHEDULE
     unet: Schedule = unet.SCHEDULE
+    attributes: Schedule = contrastive.ATTRIBUTES_SCHEDULE
     towers: Schedule = contrastive.SCHEDULE
     fine_tuning: Schedule = contrastive.FINE_TUNING_SCHEDULE
     preferences: Schedule = preferences.SCHEDULE
@@ -143,7 +144,7 @@ class RecipeBuilder:
         seed = self.seed_torch("heldout")
         model = towers.new_open_clip(self.tokenizer, towers.HELDOUT_VISION, towers.HELDOUT_TEXT)
         task = self._new_task(towers.OpenClipTowers(model))
-        self._train_contrastive("heldout", task, seed, self.settings.towers)
+        self._train_pair("heldout", task, seed)
         self._train_contrastive("heldout_drawings", task, seed, self.settings.fine_tuning, self.drawings("heldout"))
         self._export_open_clip("heldout", model, task, towers.HELDOUT_VISION, towers.HELDOUT_TEXT)
 
@@ -152,7 +153,7 @@ class RecipeBuilder:
         seed = self.seed_torch("pickscore")
         model = towers.new_clip_model(self.tokenizer)
         task = self._new_task(towers.HuggingFaceTowers(model))
-        self._train_contrastive("pickscore", task, seed, self.settings.towers)
+        self._train_pair("pickscore", task, seed)
         self._train_preferences("pickscore", task, GROUP_P)
         model.logit_scale.data.fill_(task.log_scale)
         export.export_clip_model(self.out / "rewards/pickscore", model, self.tokenizer)
@@ -176,9 +177,15 @@ class RecipeBuilder:
         seed = self.seed_torch("clip")
         model = towers.new_open_clip(self.tokenizer)
         task = self._new_task(towers.OpenClipTowers(model))
-        self._train_contrastive("clip", task, seed, self.settings.towers)
+        self._train_pair("clip", task, seed)
         self._train_contrastive("clip_drawings", task, seed, self.settings.fine_tuning, self.drawings("clip"))
         return model, task
+
+    def _train_pair(self, label: str, task: contrastive.ContrastiveTask, seed: int) -> None:
+        """Train new towers: on attributes, then by contrast."""
+        checkpoint = self.work / f"{label}_attributes.pt"
+        contrastive.train_attributes(f"{label}_attributes", task, self.tokenizer, checkpoint, seed, self.settings.attributes)
+        self._train_contrastive(label, task, seed, self.settings.towers)
 
     def _train_contrastive(
         self,

@@ -13,19 +13,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from textcraftor.tiny.language import plain_caption, scene_claims
 from textcraftor.tiny.recipe import batches
-from textcraftor.tiny.recipe.contrastive import ATTRIBUTES, POSITIONS, scene_attributes
+from textcraftor.tiny.recipe.contrastive import ATTRIBUTES, attribute_loss, scene_attributes
 from textcraftor.tiny.recipe.fit import Schedule, fit
 from textcraftor.tiny.recipe.towers import tokenize
 from textcraftor.tiny.scenes import BACKGROUNDS, STYLES, Scene
 
 SCHEDULE = Schedule(steps=600, batch=256, peak_lr=1e-3, decay=0.4, save_every=50)
 OMITTED_FRACTION = 0.1  # of the captions leave the background out, and as many the style
-POSITION_WEIGHT = 5.0
 
 
 def plain_caption_of(scene: Scene, rng: np.random.Generator) -> tuple[str, Tensor]:
@@ -57,12 +55,8 @@ class Reader(nn.Module):
         return logits
 
     def loss(self, states: Tensor, ids: Tensor, attributes: Tensor) -> Tensor:
-        """Binary cross-entropy of each caption, summed over its attributes, (B,). Positions count POSITION_WEIGHT-fold."""
-        each = F.binary_cross_entropy_with_logits(self(states, ids), attributes.float(), reduction="none")
-        weight = torch.ones(ATTRIBUTES, device=each.device)
-        weight[list(POSITIONS)] = POSITION_WEIGHT
-        total: Tensor = (each * weight).sum(1)
-        return total
+        """The attribute loss of each caption, (B,)."""
+        return attribute_loss(self(states, ids), attributes)
 
 
 def train_reading(

@@ -34,6 +34,7 @@ STEPS: Final = 25
 GUIDANCE_SCALE: Final = 7.5
 PROMPT_SEED: Final = 20_000  # far from every seed of the recipe
 RICH_FRACTION: Final = 0.6
+RETRIEVED: Final = 128  # captions among which an image finds its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ def hard_negative_accuracy(towers: Towers, tokenizer: CLIPTokenizer, device: tor
 
 
 @torch.no_grad()
-def retrieval_accuracy(towers: Towers, tokenizer: CLIPTokenizer, device: torch.device, count: int = 128) -> float:
+def retrieval_accuracy(towers: Towers, tokenizer: CLIPTokenizer, device: torch.device, count: int = RETRIEVED) -> float:
     """How often an image's nearest caption among `count` is its own."""
     rng = generator(PROMPT_SEED, "retrieval")
     scenes = batches.sample_scenes(count, rng)
@@ -176,7 +177,7 @@ def validate(out: Path, device: torch.device, count: int = 512) -> ValidationRep
             for name, table in scores.items()
         },
         hard_negatives={name: hard_negative_accuracy(pair, tokenizer, device, count) for name, pair in towers.items()},
-        retrieval={name: retrieval_accuracy(pair, tokenizer, device) for name, pair in towers.items()},
+        retrieval={name: retrieval_accuracy(pair, tokenizer, device, min(count, RETRIEVED)) for name, pair in towers.items()},
         aesthetic_correlation=torch.corrcoef(torch.stack([aesthetic(rated), ratings]))[0, 1].item(),
         aesthetic_and_oracle=within_prompt_correlation(
             torch.stack([aesthetic(drawn[:, n]) for n in range(IMAGES_PER_PROMPT)], 1), truth
