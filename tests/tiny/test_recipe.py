@@ -39,6 +39,7 @@ TOY_SETTINGS = RecipeSettings(
     unet=toy_schedule(steps=4),  # the base is kept after two parts of them
     unet_last=toy_schedule(),
     attributes=toy_schedule(),
+    image_attributes=toy_schedule(),
     towers=toy_schedule(),
     fine_tuning=toy_schedule(),
     preferences=toy_schedule(),

@@ -8,6 +8,7 @@ from typing import Any, Final
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from open_clip.model import CLIP
+from torch import nn
 from transformers import CLIPTextModel
 
 from textcraftor.device import choose_device
@@ -46,6 +47,7 @@ class RecipeSettings:
     unet_last: Schedule = unet.LAST_SCHEDULE
     unet: Schedule = unet.SCHEDULE
     attributes: Schedule = contrastive.ATTRIBUTES_SCHEDULE
+    image_attributes: Schedule = contrastive.IMAGES_SCHEDULE
     towers: Schedule = contrastive.SCHEDULE
     fine_tuning: Schedule = contrastive.FINE_TUNING_SCHEDULE
     preferences: Schedule = preferences.SCHEDULE
@@ -149,14 +151,13 @@ class RecipeBuilder:
         self._export_open_clip("heldout", model, task, towers.HELDOUT_VISION, towers.HELDOUT_TEXT)
 
     def pickscore(self) -> None:
-        """The PickScore reward: a transformers CLIP, trained contrastively and then on group P's choices."""
-        seed = self.seed_torch("pickscore")
-        model = towers.new_clip_model(self.tokenizer)
-        task = self._new_task(towers.HuggingFaceTowers(model))
-        self._train_pair("pickscore", task, seed)
+        """The PickScore reward: the CLIP reward fine-tuned on group P's choices, in the format of transformers."""
+        model, task = self._train_clip()
         self._train_preferences("pickscore", task, GROUP_P)
         model.logit_scale.data.fill_(task.log_scale)
-        export.export_clip_model(self.out / "rewards/pickscore", model, self.tokenizer)
+        export.export_clip_model(
+            self.out / "rewards/pickscore", towers.to_clip_model(model.cpu(), self.tokenizer), self.tokenizer
+        )
 
     def aesthetic(self) -> None:
         """The aesthetic reward: ratings, whatever the prompt."""
@@ -177,14 +178,19 @@ class RecipeBuilder:
         seed = self.seed_torch("clip")
         model = towers.new_open_clip(self.tokenizer)
         task = self._new_task(towers.OpenClipTowers(model))
-        self._train_pair("clip", task, seed)
+        self._train_pair("clip", task, seed, model.visual)
         self._train_contrastive("clip_drawings", task, seed, self.settings.fine_tuning, self.drawings("clip"))
         return model, task
 
-    def _train_pair(self, label: str, task: contrastive.ContrastiveTask, seed: int) -> None:
-        """Train new towers: on attributes, then by contrast."""
+    def _train_pair(
+        self, label: str, task: contrastive.ContrastiveTask, seed: int, image_tower: nn.Module | None = None
+    ) -> None:
+        """Train new towers: on attributes, the given image tower then on those of images alone, at last all by contrast."""
         checkpoint = self.work / f"{label}_attributes.pt"
         contrastive.train_attributes(f"{label}_attributes", task, self.tokenizer, checkpoint, seed, self.settings.attributes)
+        if image_tower is not None:
+            checkpoint, schedule = self.work / f"{label}_images.pt", self.settings.image_attributes
+            contrastive.train_image_attributes(f"{label}_images", task, image_tower, checkpoint, seed, schedule)
         self._train_contrastive(label, task, seed, self.settings.towers)
 
     def _train_contrastive(

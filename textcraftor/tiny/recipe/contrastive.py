@@ -21,7 +21,8 @@ from textcraftor.tiny.recipe.fit import Schedule, fit
 from textcraftor.tiny.recipe.towers import EMBEDDING, Towers, normalize, tokenize
 from textcraftor.tiny.scenes import BACKGROUNDS, COLOURS, OPPOSITE_RELATION, RELATIONS, SHAPES, SIZES, STYLES, Scene
 
-ATTRIBUTES_SCHEDULE = Schedule(steps=3000, batch=256, peak_lr=1e-3, decay=0.5, ema=0.99, save_every=50)
+ATTRIBUTES_SCHEDULE = Schedule(steps=1500, batch=256, peak_lr=1e-3, decay=0.5, ema=0.99, save_every=50)
+IMAGES_SCHEDULE = Schedule(steps=1000, batch=128, peak_lr=1e-3, muon_lr=1.5e-3, decay=0.4, ema=0.98, save_every=50)
 SCHEDULE = Schedule(steps=1000, batch=64, peak_lr=1.5e-3, ema=0.99, save_every=50)
 FINE_TUNING_SCHEDULE = Schedule(steps=250, batch=64, peak_lr=4e-4, ema=0.99, save_every=50)
 ATTRIBUTES = len(COLOURS) * (len(SHAPES) + len(SIZES) + len(RELATIONS)) + len(BACKGROUNDS) + len(STYLES)
@@ -158,6 +159,24 @@ def train_attributes(
         return from_texts + task.attribute_loss(task.towers.encode_image(normalize(images)), attributes[: len(shown)])
 
     fit(label, task, loss_at, schedule, checkpoint, seed)
+
+
+def train_image_attributes(
+    label: str, task: ContrastiveTask, image_tower: nn.Module, checkpoint: Path, seed: int, schedule: Schedule = IMAGES_SCHEDULE
+) -> None:
+    """Train a task's image tower on, in place, on the attributes of images alone.
+
+    A vision transformer learns shapes long after its text tower has learned everything; convolutions need no such stage.
+    """
+    device = task.scale.device
+
+    def loss_at(rng: np.random.Generator) -> Tensor:
+        scenes = batches.sample_scenes(schedule.batch, rng)
+        images = degrade(batches.render_batch(scenes, rng).to(device), rng)
+        return task.attribute_loss(task.towers.encode_image(normalize(images)), scene_attributes(scenes).to(device))
+
+    trained = nn.ModuleDict({"image_tower": image_tower, "reader": task.reader})
+    fit(label, trained, loss_at, schedule, checkpoint, seed, by_adamw=task.reader)
 
 
 def train_contrastive(

@@ -1,5 +1,6 @@
 """The image-text models of the recipe, in the two formats that rewards come in, with one interface for training."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -85,6 +86,44 @@ def new_clip_model(tokenizer: CLIPTokenizer, vision: dict[str, Any] = VISION, te
         projection_dim=EMBEDDING,
     )
     return CLIPModel(config)
+
+
+# From open_clip's parameter names to those of transformers' CLIPModel; each rule is applied to the result of the one before.
+_RENAMED: tuple[tuple[str, str], ...] = (
+    (r"^transformer\.", "text_model.encoder."),
+    (r"^token_embedding", "text_model.embeddings.token_embedding"),
+    (r"^positional_embedding", "text_model.embeddings.position_embedding.weight"),
+    (r"^ln_final", "text_model.final_layer_norm"),
+    (r"^text_projection", "text_projection.weight"),
+    (r"^visual\.proj$", "visual_projection.weight"),
+    (r"^visual\.transformer\.", "vision_model.encoder."),
+    (r"^visual\.class_embedding", "vision_model.embeddings.class_embedding"),
+    (r"^visual\.positional_embedding", "vision_model.embeddings.position_embedding.weight"),
+    (r"^visual\.conv1", "vision_model.embeddings.patch_embedding"),
+    (r"^visual\.ln_pre", "vision_model.pre_layrnorm"),
+    (r"^visual\.ln_post", "vision_model.post_layernorm"),
+    (r"\.resblocks\.", ".layers."),
+    (r"\.ln_([12])\.", r".layer_norm\1."),
+    (r"\.attn\.", ".self_attn."),
+    (r"\.c_fc\.", ".fc1."),
+    (r"\.c_proj\.", ".fc2."),
+)
+
+
+def to_clip_model(model: CLIP, tokenizer: CLIPTokenizer) -> CLIPModel:
+    """An open_clip model of `new_open_clip` as a transformers `CLIPModel` with the same embeddings."""
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        for pattern, replacement in _RENAMED:
+            name = re.sub(pattern, replacement, name)
+        if ".in_proj_" in name:  # queries, keys and values, one below the other
+            for part, rows in zip("qkv", tensor.chunk(3), strict=True):
+                renamed[name.replace("in_proj_", f"{part}_proj.")] = rows
+        else:  # open_clip multiplies by its projections from the right
+            renamed[name] = tensor.T if name in ("text_projection.weight", "visual_projection.weight") else tensor
+    converted = new_clip_model(tokenizer)
+    converted.load_state_dict(renamed)
+    return converted
 
 
 def text_config(tokenizer: CLIPTokenizer, text: dict[str, Any], projection: int) -> CLIPTextConfig:
