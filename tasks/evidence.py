@@ -2,7 +2,8 @@
 
 Layout of a candidate's folder, in the registry and on disk after `fetch`:
 
-    text_encoder/  unet/ (when tuned)  proof.json  history.csv  grids/  MODEL_CARD.md  statement.dsse.json
+    text_encoder/  unet/ (when tuned)  grids/  MODEL_CARD.md  statement.dsse.json
+    proof.json  history.csv  training.dsse.json  trained-on.parquet, those of a tuned UNet beginning with `unet-`
     blend.json     parts/ (of a blend, in place of the above)
     evidence/      gate.json (this candidate's record)  scores.parquet  base-scores.parquet, each with its signature
                    metrics.json  grid.png  report.html
@@ -38,7 +39,8 @@ Record = dict[str, Any]
 def assemble(name: str, record: Record, workspace: Workspace, folder: Path) -> None:
     """Copy a candidate of the workspace and all evidence for or against it into `folder`."""
     root = workspace.folder
-    shutil.copytree(root / layout.candidate_folder(name), folder)
+    # The update of a LoRA, which is merged into the weights already, stays behind.
+    shutil.copytree(root / layout.candidate_folder(name), folder, ignore=lambda *_: {"lora"})
     if layout.has_tuned_unet(name):
         tuned = root / layout.unet_folder(layout.mix_of(name))
         shutil.copytree(tuned / "unet", folder / "unet")

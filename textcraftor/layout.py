@@ -77,12 +77,12 @@ def candidate_folder(candidate: str) -> Path:
 
 
 def encoder_folder(mix: str) -> Path:
-    """Output of `train --mix MIX`: text_encoder/, negative_embedding/, proof.json, history.csv, grids/."""
+    """Output of `train --mix MIX`: text_encoder/, negative_embedding/, proof.json, training.dsse.json, history.csv, grids/."""
     return ENCODERS / mix
 
 
 def unet_folder(mix: str) -> Path:
-    """Output of `train-unet --mix MIX`: unet/, proof.json, history.csv, grids/."""
+    """Output of `train-unet --mix MIX`: unet/, proof.json, training.dsse.json, history.csv, grids/."""
     return UNETS / mix
 
 

@@ -73,7 +73,7 @@ def test_scores_carry_the_weights_that_the_proof_of_training_names(tmp_path):
     (tmp_path / "encoder/proof.json").write_text(json.dumps({"trained_weights": trained}))
     record = weights_record(config, candidate, ROOT)
     assert record["trained_weights"] == trained and record["judge_weights"].keys() == {
-        "aesthetic", "pickscore", "hpsv2", "clip", "heldout",
+        "aesthetic", "pickscore", "hpsv2", "clip", "heldout", "layout",
     }  # fmt: skip
     # The judge `clip` has the weights of the reward `contrast`, and is no independent witness either.
     assert trained_on(config, candidate, record) == ("clip", "contrast")

@@ -24,7 +24,7 @@ def make_project(folder: Path, **sections: object) -> Path:
     use_toys(folder, **sections)
     config = load(folder / "params.yaml")
     for reward in config.rewards.values():
-        if reward.path and reward.path.startswith("data/tiny/rewards/"):
+        if reward.path and reward.path.startswith("data/tiny/"):
             (folder / reward.path).mkdir(parents=True, exist_ok=True)
             (folder / reward.path / "model.safetensors").write_text(f"weights of {reward.path}")
     write_resolved(config, folder)

@@ -19,6 +19,7 @@ import numpy as np
 import polars as pl
 from PIL import Image
 
+from textcraftor import training_proof
 from textcraftor.artifact import write_json
 from textcraftor.candidate import Candidate
 from textcraftor.config import load
@@ -29,6 +30,8 @@ from textcraftor.evaluate.signed_scores import write_signed
 from textcraftor.evaluate.statistics import compare
 from textcraftor.heldout import fingerprint
 from textcraftor.layout import scores_file
+from textcraftor.prompts.table import prompt_id
+from textcraftor.signing import Keyring
 
 DATA = Path("data")
 CONFIG = load("params.yaml")
@@ -63,6 +66,7 @@ def train(mix: str) -> None:
     (folder / "history.csv").write_text("step,loss,clip\n0,1.0,0.2\n1,0.5,0.3\n")
     clip = fingerprint(CONFIG.rewards["clip"]).as_json()
     write_json(folder / "proof.json", {"seed": 0, "trained_weights": {"clip": clip}})
+    training_proof.write(folder, ["text_encoder"], ["a small red circle"], {"clip": clip}, Keyring(Path()))
     (folder / "grids").mkdir()
     Image.new("RGB", (16, 16), "red").save(folder / "grids/step-000001.png")
 
@@ -74,7 +78,7 @@ def evaluate(name: str) -> None:
     noise = np.random.default_rng(0).random(len(rows))
     table = pl.DataFrame(
         {
-            "prompt_id": [f"{row // IMAGES:016x}" for row in rows],
+            "prompt_id": [prompt_id(f"prompt {row // IMAGES}") for row in rows],
             "prompt": [f"prompt {row // IMAGES}" for row in rows],
             "seed": list(rows),
             "image_index": [row % IMAGES for row in rows],

@@ -11,9 +11,9 @@ from mlflow import pyfunc
 from PIL import Image
 
 from tasks.tracking import write_mlmodel
-from tests.trust.folders import MODEL, POLICY, make_scores, put_scores
+from tests.trust.folders import MODEL, POLICY, TRAINED_ON, make_scores, put_scores
 from tests.trust.folders import make_project as make_policy
-from textcraftor import lookup
+from textcraftor import lookup, training_proof
 from textcraftor.artifact import digest, proof
 from textcraftor.candidate import parts_digest
 from textcraftor.config import load
@@ -48,12 +48,15 @@ def version(tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch) 
         shutil.copyfile(base_folder / "text_encoder" / name, folder / "text_encoder" / name)
     (folder / "evidence").mkdir()
     write_mlmodel(folder)
+    (folder / "proof.json").write_text("{}")
     run, ring = load("params.yaml"), Keyring(tmp_path, {})
     scores = make_scores("balanced", parts_digest({"text_encoder": digest(folder / "text_encoder")}), 0.2)
-    about = proof({name: getattr(run, name) for name in ("base", "chain", "sampler")}, {"base": Path("base")}, 0)
+    sections = {name: getattr(run, name) for name in ("base", "chain", "sampler")}
+    about = proof({**sections, "diversity_judge": "layout"}, {"base": Path("base")}, 0)
     scores.proof.update(about)  # type: ignore[attr-defined]
     base = make_scores(BASE, "base", 0.0)
     base.proof.update(about)  # type: ignore[attr-defined]
+    training_proof.write(folder, ["text_encoder"], TRAINED_ON, scores.proof["trained_weights"], ring)
     put_scores(scores, folder, ring)
     put_scores(base, folder, ring, base=True)
     make_statement(folder, MODEL, POLICY, judge_candidate("balanced", scores, base, POLICY), scores, ring)

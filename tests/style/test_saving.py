@@ -4,20 +4,24 @@ import json
 import shutil
 from pathlib import Path
 
+import polars as pl
 import pytest
 import torch
 import yaml
 
 from tests.style.conftest import Run
+from textcraftor import training_proof
 from textcraftor.artifact import digest, write_json
 from textcraftor.candidate import Candidate
 from textcraftor.chain.sampler import Sampler
 from textcraftor.config import Weights, load
 from textcraftor.control import Control
-from textcraftor.errors import ConfigError, ModelError
+from textcraftor.errors import ConfigError, ModelError, Unproven
 from textcraftor.evaluate.provenance import scores_proof, trained_on, weights_record
 from textcraftor.models.base import load_base
 from textcraftor.models.blended import load_blend, load_model
+from textcraftor.signing import Keyring
+from textcraftor.trust.statement import files
 
 CPU = torch.device("cpu")
 
@@ -126,3 +130,21 @@ def test_a_blend_is_no_part_of_a_blend(saved: Candidate) -> None:
     base = load_base(config.base, CPU)
     with pytest.raises(ModelError, match="soft is a blend itself"):
         load_blend({"soft": saved}, Weights.parse(["soft=1"]), base)
+
+
+@pytest.mark.parametrize("space", ["embeddings", "weights"])
+def test_a_blend_was_trained_on_what_its_parts_were(run: Run, space: str) -> None:
+    ring = Keyring(Path())
+    for mix in ("balanced", "aesthetic"):
+        write_json(Path("data/encoders") / mix / "proof.json", {"trained_weights": {mix: {}}})
+        training_proof.write(Path("data/encoders") / mix, ["text_encoder"], [f"on {mix}"], {mix: {}}, ring)
+    assert run("blend", "balanced=0.5", "aesthetic=0.5", "--space", space, "--save", "soft")[0] == 0
+    folder = Path("data/blends/soft")
+    trained = training_proof.read(folder, files(folder), ring.believed())
+    prompts = pl.concat([each.prompts for each in trained]).sort()
+    assert prompts.equals(training_proof.prompt_numbers(["on balanced", "on aesthetic"]))
+    assert {name for each in trained for name in each.weights} == {"balanced", "aesthetic"}
+    Path("data/encoders/balanced/training.dsse.json").unlink()
+    assert run("blend", "balanced=0.5", "aesthetic=0.5", "--space", space, "--save", "soft")[0] == 0
+    with pytest.raises(Unproven, match="is not signed, so nobody knows on which prompts"):
+        training_proof.read(folder, files(folder), ring.believed())

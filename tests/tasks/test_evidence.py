@@ -13,28 +13,32 @@ import yaml
 from tasks.evidence import assemble, certify, identity
 from tasks.gate import read_verdict
 from tasks.workspace import Workspace
+from textcraftor import training_proof
 from textcraftor.candidate import Candidate
 from textcraftor.errors import Unproven
 from textcraftor.evaluate.gate import gate
 from textcraftor.evaluate.scores import Scores
 from textcraftor.evaluate.signed_scores import write_signed
 from textcraftor.layout import BASE, encoder_folder, report_folder
+from textcraftor.prompts.table import prompt_id
+from textcraftor.signing import Keyring
 from textcraftor.trust.policy import Policy
 from textcraftor.trust.statement import BASE_SCORES, SCORES
 from textcraftor.trust.verifier import verify
 
 PROMPTS, IMAGES = 32, 2
+TRAINED = {"clip": {"digest": "c" * 64, "largest": []}}
 
 
 def scores(name: str, digest: str, gain: float) -> Scores:
     """A candidate's scores: the base's plus `gain`."""
     noise = np.random.default_rng(0).normal(0, 0.1, PROMPTS * IMAGES)
-    ids = [f"{row:04x}" for row in range(PROMPTS) for _ in range(IMAGES)]
+    prompts = [f"prompt {row}" for row in range(PROMPTS) for _ in range(IMAGES)]
     table = pl.DataFrame(
         {
-            "prompt_id": ids,
-            "prompt": [f"prompt {each}" for each in ids],
-            "seed": range(len(ids)),
+            "prompt_id": [prompt_id(prompt) for prompt in prompts],
+            "prompt": prompts,
+            "seed": range(len(prompts)),
             "image_index": list(range(IMAGES)) * PROMPTS,
             "heldout": noise + gain,
             "oracle": noise + gain,
@@ -42,8 +46,9 @@ def scores(name: str, digest: str, gain: float) -> Scores:
         }
     )
     weights = {
-        "judge_weights": {"heldout": {"digest": "b" * 64, "largest": []}},
-        "trained_weights": {"clip": {"digest": "c" * 64, "largest": []}},
+        "config": {"diversity_judge": "layout"},
+        "judge_weights": {name: {"digest": digest * 64, "largest": []} for name, digest in (("heldout", "b"), ("layout", "d"))},
+        "trained_weights": TRAINED,
     }
     return Scores(name, digest, ("heldout", "oracle"), ("clip",), {"inputs": {}, **weights}, table)
 
@@ -72,11 +77,16 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
         weights.mkdir(parents=True)
         (weights / "config.json").write_text("{}")
         (weights / "model.safetensors").write_text(f"weights of {name}")
+        (weights.parent / "lora").mkdir()  # what train.method: lora leaves beside the merged weights
+        (weights.parent / "lora/adapter_config.json").write_text("{}")
+        (weights.parent / "proof.json").write_text("{}")
+        training_proof.write(weights.parent, ["text_encoder"], ["another prompt"], TRAINED, Keyring(root))
         write_signed(scores(name, Candidate.find(name, root).digest, gain), root)
         (root / report_folder(name)).mkdir(parents=True)
     gate(workspace.config, root)
     policy = Policy.of(workspace.config, root)
-    pinned = policy.model_copy(update={"images_per_prompt": IMAGES, "judges": {"heldout": "b" * 64, "oracle": ""}})
+    judges = {"judges": {"heldout": "b" * 64, "oracle": ""}, "diversity_judge": "d" * 64}
+    pinned = policy.model_copy(update={"images_per_prompt": IMAGES, **judges})
     pinned.write(workspace.config.registry.name, "tiny", root)
     return workspace
 

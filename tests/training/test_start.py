@@ -10,10 +10,14 @@ import torch
 from safetensors.torch import load_file
 
 from tests.training.test_stages import CPU, changed, contents, run
+from textcraftor import training_proof
 from textcraftor.artifact import digest
 from textcraftor.cache.prepare import prepare
+from textcraftor.candidate import Candidate
 from textcraftor.config import Config
 from textcraftor.errors import ConfigError, ModelError
+from textcraftor.prompts.table import read_prompts
+from textcraftor.signing import Keyring
 from textcraftor.training.stages import train_text_encoder
 from textcraftor.training.start import find_start
 
@@ -70,8 +74,14 @@ def test_another_start_is_another_run(transfer: Config, tmp_path: Path, monkeypa
 
 
 def test_what_it_was_trained_on_before_counts(transfer: Config, tmp_path: Path) -> None:
+    ring, prompts = Keyring(tmp_path), read_prompts(Path("data/prompts/curated/train.parquet"))["prompt"].to_list()
+    (first,) = training_proof.of_candidate(Candidate.find("redder", tmp_path), ring.believed())
+    assert first.prompts.equals(training_proof.prompt_numbers(prompts)) and list(first.weights) == ["redness"]
+    training_proof.write(FIRST, ["text_encoder"], ["seen before"], {}, ring)
     train_text_encoder(transfer, "bluer", tmp_path, CPU)
     assert "redness" in json.loads((SECOND / "proof.json").read_text())["trained_weights"]
+    (second,) = training_proof.of_candidate(Candidate.find("bluer", tmp_path), ring.believed())
+    assert second.prompts.equals(training_proof.prompt_numbers([*prompts, "seen before"]))
     proof = json.loads((FIRST / "proof.json").read_text())
     heldout = {"digest": "kind clip", "largest": []}
     (FIRST / "proof.json").write_text(json.dumps({**proof, "trained_weights": {"seen": heldout}}))
@@ -85,6 +95,7 @@ def test_what_it_was_trained_on_before_counts(transfer: Config, tmp_path: Path) 
     (FIRST / "proof.json").unlink()
     train_text_encoder(transfer, "bluer", tmp_path, CPU)
     assert "trained_weights" not in json.loads((SECOND / "proof.json").read_text())
+    assert not (SECOND / training_proof.STATEMENT).exists(), "nobody knows what the start was trained on"
 
 
 def test_nothing_of_the_start_is_dropped(transfer: Config, tmp_path: Path) -> None:

@@ -1,22 +1,32 @@
 """A candidate's folder as the registry holds it, signed for, and a project with its key and policy. No torch."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
+from textcraftor import training_proof
 from textcraftor.artifact import digest
-from textcraftor.candidate import parts_digest
 from textcraftor.config import GateConfig, GateRule
 from textcraftor.evaluate.gate import judge_candidate
 from textcraftor.evaluate.scores import Scores
 from textcraftor.evaluate.signed_scores import KIND, SUBJECT
 from textcraftor.layout import BASE
+from textcraftor.prompts.table import prompt_id
 from textcraftor.signing import Keyring, Statement, sign
 from textcraftor.trust.policy import Policy
-from textcraftor.trust.statement import BASE_SCORES, BASE_SIGNATURE, SCORES, SCORES_SIGNATURE, make_statement
+from textcraftor.trust.statement import (
+    BASE_SCORES,
+    BASE_SIGNATURE,
+    SCORES,
+    SCORES_SIGNATURE,
+    files,
+    make_statement,
+    weights_digest,
+)
 
 MODEL = "toy-model"
 PROMPTS, IMAGES = 40, 2
@@ -30,11 +40,15 @@ POLICY = Policy(
         rank_by="heldout",
     ),
     judges={"oracle": "", "heldout": "b" * 64},
+    diversity_judge="d" * 64,
     heldout_judges=("heldout",),
     images_per_prompt=IMAGES,
     bootstrap=200,
     seed=0,
 )
+
+JUDGES = {"heldout": {"digest": "b" * 64, "largest": []}, "layout": {"digest": "d" * 64, "largest": []}}
+TRAINED_ON = ["another prompt", "one more"]
 
 
 def make_scores(name: str, weights: str, gain: float, prompts: int = PROMPTS) -> Scores:
@@ -43,7 +57,7 @@ def make_scores(name: str, weights: str, gain: float, prompts: int = PROMPTS) ->
     noise = np.random.default_rng(0).normal(0, 0.05, len(rows))
     table = pl.DataFrame(
         {
-            "prompt_id": [f"{row // IMAGES:016x}" for row in rows],
+            "prompt_id": [prompt_id(f"prompt {row // IMAGES}") for row in rows],
             "prompt": [f"prompt {row // IMAGES}" for row in rows],
             "seed": rows,
             "image_index": rows % IMAGES,
@@ -53,7 +67,8 @@ def make_scores(name: str, weights: str, gain: float, prompts: int = PROMPTS) ->
         }
     )
     proof = {
-        "judge_weights": {"heldout": {"digest": "b" * 64, "largest": []}},
+        "config": {"diversity_judge": "layout"},
+        "judge_weights": JUDGES,
         "trained_weights": {"clip": {"digest": "c" * 64, "largest": []}},
     }
     return Scores(name, weights, ("oracle", "heldout"), ("clip",), proof, table)
@@ -67,8 +82,15 @@ def put_scores(scores: Scores, folder: Path, ring: Keyring, base: bool = False) 
     signature.write_bytes(sign(Statement(KIND, {SUBJECT: digest(path)}, about), ring.signer()))
 
 
-def make_candidate(folder: Path, project: Path, gain: float = 0.2, policy: Policy = POLICY, **changes: object) -> Path:
-    """A candidate with a signed statement.  changes: of its scores."""
+def make_candidate(
+    folder: Path,
+    project: Path,
+    gain: float = 0.2,
+    policy: Policy = POLICY,
+    attack: Callable[[Path, Keyring], object] | None = None,
+    **changes: object,
+) -> Path:
+    """A candidate with a signed statement.  attack: changes the folder before it is judged.  changes: of its scores."""
     encoder = folder / "text_encoder"
     (folder / "evidence").mkdir(parents=True)
     encoder.mkdir()
@@ -77,8 +99,11 @@ def make_candidate(folder: Path, project: Path, gain: float = 0.2, policy: Polic
     (folder / "proof.json").write_text("{}")
     (folder / "evidence/gate.json").write_text(json.dumps({"passed": True}))
     ring = Keyring(project, {})
-    weights = parts_digest({"text_encoder": digest(encoder)})
-    scores = replace(make_scores("balanced", weights, gain), **changes)  # type: ignore[arg-type]
+    trained_weights = changes.get("proof", make_scores("balanced", "", gain).proof).get("trained_weights", {})  # type: ignore[attr-defined]
+    training_proof.write(folder, ["text_encoder"], TRAINED_ON, trained_weights, ring)
+    if attack:
+        attack(folder, ring)
+    scores = replace(make_scores("balanced", weights_digest(files(folder)), gain), **changes)  # type: ignore[arg-type]
     base = make_scores(BASE, "base", 0.0, scores.table["prompt_id"].n_unique())
     put_scores(scores, folder, ring)
     put_scores(base, folder, ring, base=True)

@@ -12,7 +12,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from tests.trust.folders import MODEL, POLICY, make_candidate, make_project, make_scores, put_scores
+from tests.trust.folders import JUDGES, MODEL, POLICY, TRAINED_ON, make_candidate, make_project, make_scores, put_scores
+from textcraftor import training_proof
 from textcraftor.candidate import Candidate
 from textcraftor.config import GateRule
 from textcraftor.errors import ConfigError, Unproven
@@ -23,6 +24,7 @@ from textcraftor.trust.policy import Policy, policy_file
 from textcraftor.trust.statement import BASE_SCORES, SCORES, SCORES_SIGNATURE, STATEMENT, files, make_statement, weights_digest
 from textcraftor.trust.verifier import verify
 
+Attack = Callable[[Path, Keyring], object]
 WEIGHTS = "text_encoder/model.safetensors"
 NOT_SIGNED, NO_KEY = "its files are not the ones that were signed", "no key that is believed here signed it"
 
@@ -120,6 +122,14 @@ def few(prompts: int) -> pl.DataFrame:
     return make_scores("balanced", "", 0.2, prompts).table
 
 
+PROOF = make_scores("balanced", "", 0.2).proof
+
+
+def judged_by(**judges: str) -> dict[str, object]:
+    weights = {name: {"digest": 64 * each, "largest": []} for name, each in judges.items()}
+    return {"proof": {**PROOF, "judge_weights": {**JUDGES, **weights}}}
+
+
 SIGNED: dict[str, tuple[dict[str, object], str]] = {
     "no gain": ({"gain": 0.01}, r"does not pass the policy of toy-model \(oracle.delta\)"),
     "a loss": ({"gain": -0.2}, r"oracle.delta, heldout.ci_low"),
@@ -129,19 +139,25 @@ SIGNED: dict[str, tuple[dict[str, object], str]] = {
     "one image a prompt": ({"table": few(40).filter(image_index=0)}, "a prompt has 1 images, the policy asks for 2"),
     "other weights than judged": ({"digest": "d" * 64}, "its weights have digest"),
     "trained on the judge": (
-        {"proof": {"judge_weights": {"heldout": {"digest": "b" * 64, "largest": []}},
-                   "trained_weights": {"renamed": {"digest": "b" * 64, "largest": []}}}},
+        {"proof": {**PROOF, "trained_weights": {"renamed": {"digest": "b" * 64, "largest": []}}}},
         "heldout.held_out",
     ),
     "training not recorded": (
-        {"proof": {"judge_weights": {"heldout": {"digest": "b" * 64, "largest": []}}}},
+        {"proof": {key: PROOF[key] for key in ("config", "judge_weights")}},
         "heldout.held_out",
     ),
-    "a judge with other weights": (
-        {"proof": {"judge_weights": {"heldout": {"digest": "e" * 64, "largest": []}}, "trained_weights": {}}},
-        "the judge heldout has other weights",
+    "a judge with other weights": (judged_by(heldout="e"), "the judge heldout has other weights"),
+    "a judge of unknown weights": ({"proof": {**PROOF, "judge_weights": {}}}, r"other weights \(unknown\)"),
+    "diversity by other weights": (judged_by(layout="e"), "diversity was measured with other weights"),
+    "diversity by another judge": (
+        {"proof": {**PROOF, "config": {"diversity_judge": "heldout"}}},
+        "diversity was measured with other weights",
     ),
-    "a judge of unknown weights": ({"proof": {"judge_weights": {}, "trained_weights": {}}}, r"other weights \(unknown\)"),
+    "diversity by nobody knows what": ({"proof": {**PROOF, "config": {}}}, r"diversity was measured with .* \(unknown\)"),
+    "a prompt under a false id": (
+        {"table": few(40).with_columns(prompt_id=pl.col("prompt_id").str.replace("^....", "0000"))},
+        "an id that is not its own",
+    ),
 }  # fmt: skip
 
 
@@ -149,6 +165,77 @@ SIGNED: dict[str, tuple[dict[str, object], str]] = {
 def test_a_signature_does_not_replace_the_verdict(tmp_path: Path, project: Path, case: str) -> None:
     changes, reason = SIGNED[case]
     folder = make_candidate(tmp_path / "candidate", project, **changes)  # type: ignore[arg-type]
+    with pytest.raises(Unproven, match=reason):
+        verify(folder, MODEL, project)
+
+
+def _train(prompts: list[str], weights: dict[str, object] | None = None) -> Attack:
+    """Another training of the same weights: on other prompts, or by other rewards."""
+    return lambda folder, ring: training_proof.write(
+        folder, ["text_encoder"], prompts, PROOF["trained_weights"] if weights is None else weights, ring
+    )
+
+
+def _start_from(folder: Path, ring: Keyring) -> None:
+    earlier = training_proof.Trained(training_proof.prompt_numbers(["prompt 3"]), {})
+    training_proof.write(folder, ["text_encoder"], TRAINED_ON, PROOF["trained_weights"], ring, [earlier])
+
+
+def _by_a_stranger(folder: Path, ring: Keyring) -> None:
+    training_proof.write(folder, ["text_encoder"], [], PROOF["trained_weights"], Keyring(folder.parent / "stranger", {}))
+
+
+def _another_list(folder: Path, ring: Keyring) -> None:
+    """The training was on a prompt that is judged on; the list beside its statement is another's."""
+    _train(["another prompt"])(folder, ring)
+    short = (folder / training_proof.PROMPTS).read_bytes()
+    _train(["prompt 3"])(folder, ring)
+    (folder / training_proof.PROMPTS).write_bytes(short)
+
+
+def _add_a_unet(folder: Path, ring: Keyring) -> None:
+    (folder / "unet").mkdir()
+    (folder / "unet/config.json").write_text("{}")
+
+
+def _blend(folder: Path, ring: Keyring) -> None:
+    """The training that is signed is no part's."""
+    (folder / "parts/red").mkdir(parents=True)
+    (folder / "text_encoder").rename(folder / "parts/red/text_encoder")
+    (folder / "blend.json").write_text("{}")
+
+
+TRAININGS: dict[str, tuple[Attack, str]] = {
+    "judged on a prompt of its training": (_train(["prompt 3", "prompt 4"]), "2 of the prompts .* such as 'prompt 3'"),
+    "the same in other letters": (_train(["  PROMPT\t3"]), "1 of the prompts"),
+    "it started from one that was trained on it": (_start_from, "1 of the prompts"),
+    "a short list of the prompts": (_another_list, "was signed for other files: trained-on.parquet"),
+    "no list of the prompts": (lambda folder, _: (folder / training_proof.PROMPTS).unlink(), "training is not signed"),
+    "nobody signed the training": (lambda folder, _: (folder / training_proof.STATEMENT).unlink(), "training is not signed"),
+    "a stranger signed the training": (_by_a_stranger, f"the training: {NO_KEY}"),
+    "another proof than the training wrote": (
+        lambda folder, _: (folder / "proof.json").write_text('{"seed": 1}'),
+        "was signed for other files: proof.json",
+    ),
+    "other weights than the training wrote": (
+        lambda folder, _: (folder / WEIGHTS).write_bytes(b"other"),
+        f"was signed for other files: {WEIGHTS}",
+    ),
+    "weights that the training did not write": (
+        lambda folder, _: (folder / "text_encoder/b.safetensors").write_bytes(b"other"),
+        "was signed for other files: text_encoder/b.safetensors",
+    ),
+    "a reward that the scores hide": (_train([], {"heldout": JUDGES["heldout"]}), "trained on heldout, and its scores"),
+    "a reward with other weights than the scores say": (_train([], {"clip": JUDGES["heldout"]}), "trained on clip, and its"),
+    "a UNet that nobody trained": (_add_a_unet, "the training of its unet is not signed"),
+    "a blend of what nobody trained": (_blend, "the training of parts/red is not signed"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", TRAININGS)
+def test_what_was_trained_on_is_signed_by_the_training(tmp_path: Path, project: Path, case: str) -> None:
+    attack, reason = TRAININGS[case]
+    folder = make_candidate(tmp_path / "candidate", project, attack=attack)
     with pytest.raises(Unproven, match=reason):
         verify(folder, MODEL, project)
 
@@ -176,6 +263,12 @@ def test_without_a_policy_nothing_is_proven(folder: Path, project: Path) -> None
         verify(folder, "another", project)
     (project / policy_file(MODEL)).unlink()
     with pytest.raises(ConfigError, match=r"toy-model has no policy \(mlflow/policy/toy-model.yaml\).*textcraftor policy pin"):
+        verify(folder, MODEL, project)
+
+
+def test_a_policy_that_leaves_the_judge_of_diversity_open_is_none(folder: Path, project: Path) -> None:
+    POLICY.model_copy(update={"diversity_judge": ""}).write(MODEL, "toy", project)
+    with pytest.raises(ConfigError, match=r"diversity_judge does not name the weights.*policy pin --replace"):
         verify(folder, MODEL, project)
 
 

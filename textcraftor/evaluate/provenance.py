@@ -46,7 +46,8 @@ def weights_record(config: Config, model: Candidate, root: Path) -> dict[str, An
 
     The gate compares the two.  trained_weights comes from the proofs of training; it is missing where one of them lacks it.
     """
-    names = dict.fromkeys(judge.removesuffix(MATRIX) for judge in config.evaluate.judges if judge not in ORACLE_JUDGES)
+    judges = (*config.evaluate.judges, config.evaluate.diversity_judge)
+    names = dict.fromkeys(judge.removesuffix(MATRIX) for judge in judges if judge not in ORACLE_JUDGES)
     record: dict[str, Any] = {"judge_weights": {name: fingerprint(config.rewards[name].at(root)).as_json() for name in names}}
     trained: dict[str, Any] = {}
     for folder in dict.fromkeys(part.parent for part in model.parts.values()):

@@ -8,14 +8,16 @@ from typing import Any
 
 import torch
 
+from textcraftor import training_proof
 from textcraftor.artifact import base_identity, digest, proof, write_json, written_aside
 from textcraftor.candidate import BLEND_FILE, BLEND_PARTS, Candidate
 from textcraftor.config import BlendConfig, Config, Weights
-from textcraftor.errors import ModelError
+from textcraftor.errors import ModelError, Unproven
 from textcraftor.layout import blend_folder
 from textcraftor.models.base import load_base
 from textcraftor.models.blended import load_blend, merge
 from textcraftor.models.saving import save_module
+from textcraftor.signing import Keyring
 
 
 def save_blend(name: str, blend: BlendConfig, parts: Mapping[str, Candidate], run: Config, root: Path) -> Path:
@@ -53,11 +55,23 @@ def save_blend(name: str, blend: BlendConfig, parts: Mapping[str, Candidate], ru
         for part, candidate in used.items() if not merged else ():
             for name, path in candidate.parts.items():
                 shutil.copytree(path, aside / BLEND_PARTS / part / name)
-                if (origin := path.parent / "proof.json").is_file():
-                    shutil.copyfile(origin, aside / BLEND_PARTS / part / "proof.json")
+                for file in (training_proof.PROOF, training_proof.STATEMENT, training_proof.PROMPTS):
+                    if (origin := path.parent / file).is_file():
+                        shutil.copyfile(origin, aside / BLEND_PARTS / part / file)
         write_json(aside / BLEND_FILE, record)
         write_json(aside / "proof.json", {**about, "weights": digest(aside)})
+        if merged:
+            _sign_merged(aside, merged, used.values(), Keyring(root))
     return out
+
+
+def _sign_merged(folder: Path, modules: Iterable[str], candidates: Iterable[Candidate], keyring: Keyring) -> None:
+    """Sign that merged weights were trained on what their parts were; nothing where one of them is not signed."""
+    try:
+        trained = [each for candidate in candidates for each in training_proof.of_candidate(candidate, keyring.believed())]
+    except Unproven:
+        return
+    training_proof.write(folder, modules, (), {}, keyring, trained)
 
 
 def _trained_weights(candidates: Iterable[Candidate]) -> dict[str, Any]:

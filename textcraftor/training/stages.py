@@ -6,7 +6,7 @@ They load what `prepare` computed, run the trainer and write an artifact with it
 import contextlib
 import csv
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from textcraftor import training_proof
 from textcraftor.artifact import base_identity, clear_aside, digest, proof, reward_identity, write_json, written_aside
 from textcraftor.cache.prepare import heldout_rows, read_text_features, read_train_latents, train_table
 from textcraftor.cache.store import INDEX
@@ -30,6 +31,7 @@ from textcraftor.models.lora import add_lora, merge_lora
 from textcraftor.models.negative_embedding import NegativeEmbedding
 from textcraftor.models.saving import save_module
 from textcraftor.rewards import Reward, RewardMix, load_rewards
+from textcraftor.signing import Keyring
 from textcraftor.training.acceleration import accelerate
 from textcraftor.training.checkpoint import FILE_NAME, facts_key
 from textcraftor.training.data import TrainSet
@@ -57,9 +59,10 @@ def train_text_encoder(config: Config, mix: str, root: Path, device: torch.devic
     parts = encoder_parts(base, tune, start)
     trainer, inputs = _build_trainer(config, tune, weights, root, base, TunedModel(**parts), parts)
     record = _proof(config, root, tune, weights, {**inputs, **(start.inputs if start else {})})
-    if start is None or start.trained_weights is not None:  # otherwise nobody knows, and the gate lets nothing pass
+    earlier = start.trained(root) if start else []
+    if start is None or (start.trained_weights is not None and earlier):  # otherwise nobody knows, and nothing passes the gate
         record["trained_weights"] = trained_weights
-    return _run(trainer, "train", mix, record, config, root, parts)
+    return _run(trainer, "train", mix, record, config, root, parts, earlier=earlier)
 
 
 def train_unet(config: Config, mix: str, root: Path, device: torch.device) -> Path:
@@ -186,16 +189,18 @@ def _run(
     root: Path,
     parts: dict[str, nn.Module],
     meta_copies: Mapping[str, nn.Module] | None = None,
+    earlier: Sequence[training_proof.Trained] = (),
 ) -> Path:
     """Fit, then write the artifact. The checkpoint lies outside the artifact's folder, which DVC deletes first.
 
     stage: `train` or `train-unet`.  meta_copies: for the parts that may be sharded, the copies that `fsdp.unshard` loads
-    their weights into.  Raises TrainingError when another process trains the same.
+    their weights into.  earlier: what the candidate that this starts from was trained on.
+    Raises TrainingError when another process trains the same.
     """
     out = root / (unet_folder(mix) if stage == "train-unet" else encoder_folder(mix))
     runs = root / training_state(stage, mix)
     with sole_holder(root / training_lock(stage, mix)) if data_parallel.rank() == 0 else contextlib.nullcontext():
-        _fit_and_write(trainer, stage, runs, record, config, root, out, parts, meta_copies or {})
+        _fit_and_write(trainer, stage, runs, record, config, root, out, parts, meta_copies or {}, earlier)
     data_parallel.barrier()
     return out
 
@@ -210,6 +215,7 @@ def _fit_and_write(
     out: Path,
     parts: dict[str, nn.Module],
     meta_copies: Mapping[str, nn.Module],
+    earlier: Sequence[training_proof.Trained],
 ) -> None:
     """Train, from the checkpoint if there is one, and write weights, history and proof to `out`.
 
@@ -235,6 +241,8 @@ def _fit_and_write(
             write_json(
                 aside / "proof.json", {**record, "execution": progress.execution, "weights": _weights_digest(aside, parts)}
             )
+            if (rewards := record.get("trained_weights")) is not None:
+                training_proof.write(aside, parts, trainer.train_set.prompts, rewards, Keyring(root), earlier)
         # Renamed first: a kill during the deletion must not leave half a state to resume from.
         shutil.rmtree(state.rename(finished))
         with contextlib.suppress(OSError):  # not empty: unfinished runs with other settings

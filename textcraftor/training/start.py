@@ -11,11 +11,13 @@ from typing import Any
 
 from torch import nn
 
+from textcraftor import training_proof
 from textcraftor.candidate import Candidate
 from textcraftor.config import Config, TrainConfig
-from textcraftor.errors import ModelError
+from textcraftor.errors import ModelError, Unproven
 from textcraftor.models.base import Base, TunedModel, load_candidate
 from textcraftor.models.negative_embedding import NegativeEmbedding
+from textcraftor.signing import Keyring
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,13 @@ class Start:
         except (OSError, ValueError, KeyError):
             return None
         return found
+
+    def trained(self, root: Path) -> list[training_proof.Trained]:
+        """What its trainings signed; nothing where one of them did not, or not with a key that is believed in `root`."""
+        try:
+            return training_proof.of_candidate(self.candidate, Keyring(root).believed())
+        except Unproven:
+            return []
 
     def modules(self, base: Base, tune: TrainConfig) -> dict[str, nn.Module]:
         """The modules that `tune` trains, by the names of a candidate's folders, float32 and with gradient.

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Annotated, Self
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from textcraftor.artifact import written_aside
 from textcraftor.config import MATRIX, ORACLE_JUDGES, Config, EvaluateConfig, GateConfig, Positive, Section
 from textcraftor.errors import ConfigError
+from textcraftor.evaluate.scores import DIVERSITY
 from textcraftor.heldout import fingerprint
 from textcraftor.layout import POLICIES
 
@@ -30,9 +31,19 @@ class Policy(Section):
     gate: GateConfig = Field(description="rules, margins against the champion, least number of prompts")
     judges: dict[str, str] = Field(description="judge -> sha256 of its weights' tensors; empty for one without weights")
     heldout_judges: tuple[str, ...] = Field(description="of the judges, those that nothing may be trained on")
+    diversity_judge: str = Field("", description="sha256 of the weights whose features measure `diversity`, for a rule on it")
     images_per_prompt: Annotated[int, Field(ge=2)] = Field(description="at least so many images of each prompt")
     bootstrap: Positive = Field(description="resamples of the prompts for the intervals")
     seed: int = Field(description="of the resampling")
+
+    @model_validator(mode="after")
+    def _pins_the_judge_of_diversity(self) -> Self:
+        if not self.diversity_judge and _measures_diversity(self.gate):
+            raise ValueError(
+                "a rule is on diversity, and diversity_judge does not name the weights that measure it. Write the file again "
+                "with `textcraftor policy pin --replace`"
+            )
+        return self
 
     @property
     def evaluate(self) -> EvaluateConfig:
@@ -58,10 +69,12 @@ class Policy(Section):
         for name in (judge for judge in config.evaluate.judges if judge in needed):
             reward = config.rewards.get(name.removesuffix(MATRIX))
             judges[name] = fingerprint(reward.at(root)).digest if reward and name not in ORACLE_JUDGES else ""
+        measure = config.rewards[config.evaluate.diversity_judge].at(root) if _measures_diversity(config.gate) else None
         return cls(
             gate=config.gate,
             judges=judges,
             heldout_judges=config.evaluate.heldout_judges,
+            diversity_judge=fingerprint(measure).digest if measure else "",
             images_per_prompt=config.evaluate.images_per_prompt,
             bootstrap=config.evaluate.bootstrap,
             seed=config.evaluate.seed,
@@ -88,6 +101,10 @@ class Policy(Section):
         with written_aside(path) as aside:
             aside.write_text(HEADER.format(name=name, profile=profile) + text, encoding="utf-8")
         return path
+
+
+def _measures_diversity(gate: GateConfig) -> bool:
+    return any(rule.judge == DIVERSITY for rule in gate.rules)
 
 
 def policy_file(name: str) -> Path:

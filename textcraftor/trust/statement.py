@@ -3,6 +3,7 @@
 Its subject is every file of the folder; its predicate says with what the candidate was judged and under which policy.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ BASE_SCORES, BASE_SIGNATURE = "evidence/base-scores.parquet", "evidence/base-sco
 _WITHIN = rf"(?:{BLEND_PARTS}/[\w-]+/)?"  # of a blend
 _ALLOWED: Final = re.compile(
     rf"{_WITHIN}(?:{'|'.join(PARTS)})/(?:config\.json|[\w.-]+\.safetensors(?:\.index\.json)?)"
-    rf"|{_WITHIN}(?:unet-)?(?:proof\.json|history\.csv|grids/[\w.-]+\.png)"
+    rf"|{_WITHIN}(?:unet-)?(?:proof\.json|training\.dsse\.json|trained-on\.parquet|history\.csv|grids/[\w.-]+\.png)"
     rf"|{re.escape(BLEND_FILE)}|MODEL_CARD\.md|MLmodel"
     r"|evidence/[\w.-]+\.(?:json|parquet|png|html|md)"
 )
@@ -73,7 +74,8 @@ def make_statement(
     model: the registered model.  record: the verdict under `policy`.  scores: the candidate's.
     """
     proof, table = scores.proof, scores.table
-    signer = keyring.signer()
+    prompts = table["prompt_id"].unique().sort().to_list()
+    listed, signer = "\n".join(prompts).encode(), keyring.signer()
     statement = Statement(
         KIND,
         files(folder),
@@ -85,7 +87,7 @@ def make_statement(
             "generated_with": {name: proof.get("config", {}).get(name) for name in ("base", "chain", "sampler")},
             "inputs": proof.get("inputs", {}),
             "trained_weights": proof.get("trained_weights"),
-            "prompts": {"count": table["prompt_id"].n_unique(), "images": table.height},
+            "prompts": {"count": len(prompts), "images": table.height, "sha256": hashlib.sha256(listed).hexdigest()},
             "rules": [{key: rule[key] for key in ("rule", "value", "bound", "passed")} for rule in record["rules"]],
             "code_revision": code_revision(),
         },

@@ -5,16 +5,22 @@ scores again under the policy that is pinned now.
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+from securesystemslib.signer import Key
+
+from textcraftor import training_proof
 from textcraftor.config import MATRIX
 from textcraftor.errors import Unproven
 from textcraftor.evaluate.gate import judge_candidate
 from textcraftor.evaluate.scores import Scores
 from textcraftor.evaluate.signed_scores import read_signed
 from textcraftor.layout import BASE
+from textcraftor.prompts.table import prompt_id
 from textcraftor.signing import Keyring, Statement, open_envelope
 from textcraftor.trust import statement as statements
 from textcraftor.trust.policy import Policy
@@ -61,7 +67,7 @@ def judge(folder: Path, files: dict[str, str], policy: Policy, keyring: Keyring)
     """The candidate's scores in its folder, and its gate record under a policy.
 
     files: name and sha256 of the folder's files.  Raises Unproven when the scores of the candidate or of the base are not
-    signed, are about other weights, or were given by other judges than the policy's.
+    signed, are about other weights, were given by other judges than the policy's, or on prompts that were trained on.
     """
     keys = keyring.believed()
     read = {}
@@ -79,6 +85,7 @@ def judge(folder: Path, files: dict[str, str], policy: Policy, keyring: Keyring)
     if base.candidate != BASE:
         raise Unproven(f"the scores that it is compared with are of {base.candidate}, not of the base")
     _require_judges(scores, policy)
+    _require_held_out_prompts(folder, files, scores, keys)
     return scores, judge_candidate(scores.candidate, scores, base, policy)
 
 
@@ -91,6 +98,29 @@ def _require_judges(scores: Scores, policy: Policy) -> None:
             raise Unproven(
                 f"the judge {judge} has other weights ({found[:12] or 'unknown'}) than the policy names ({expected[:12]})"
             )
+    measure = scores.proof.get("config", {}).get("diversity_judge", "")
+    found = given.get(measure, {}).get("digest", "")
+    if policy.diversity_judge and found != policy.diversity_judge:
+        raise Unproven(
+            f"diversity was measured with other weights ({found[:12] or 'unknown'}) than the policy names "
+            f"({policy.diversity_judge[:12]})"
+        )
     fewest = int(scores.table.group_by("prompt_id").len()["len"].min() or 0)  # type: ignore[arg-type]
     if fewest < policy.images_per_prompt:
         raise Unproven(f"a prompt has {fewest} images, the policy asks for {policy.images_per_prompt}")
+
+
+def _require_held_out_prompts(folder: Path, files: Mapping[str, str], scores: Scores, keys: Mapping[str, Key]) -> None:
+    """No prompt of the scores was trained on, and the scores hide no reward that was, by what the trainings signed."""
+    asked = scores.table.select("prompt_id", "prompt").unique()
+    for key, prompt in asked.iter_rows():
+        if key != prompt_id(prompt):
+            raise Unproven(f"its scores give the prompt {prompt!r} an id that is not its own")
+    numbers = pl.Series([int(key, 16) for key in asked["prompt_id"]], dtype=pl.UInt64)
+    recorded = scores.proof.get("trained_weights") or {}
+    for trained in training_proof.read(folder, files, keys):
+        if hidden := [name for name, weights in trained.weights.items() if recorded.get(name) != weights]:
+            raise Unproven(f"it was trained on {hidden[0]}, and its scores do not say so. Evaluate it again")
+        seen = asked["prompt"].filter(numbers.is_in(trained.prompts.implode()))
+        if len(seen):
+            raise Unproven(f"{len(seen)} of the prompts that it was judged on were trained on, such as {seen.min()!r}")
