@@ -1,5 +1,6 @@
 """Tests of the command line: a user's mistake is one line, exit status 2, and no partial output."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -30,6 +31,12 @@ def test_config_prints_every_setting(
 ) -> None:
     status, out, _ = run(monkeypatch, capsys, "config")
     assert status == 0 and "num_inference_steps: 25" in out and "weight_decay: 0.01" in out
+
+
+def test_a_verb_of_the_pipeline_waits_for_no_model_library() -> None:
+    """`validate` and `rollback` draw nothing, and to import what draws takes ten times as long as what they do."""
+    probe = "import sys, textcraftor.cli, textcraftor.plugins; print(sorted({'torch', 'diffusers'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_config_lists_the_profiles(

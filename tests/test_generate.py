@@ -134,7 +134,7 @@ def test_a_registered_model_is_labelled_by_what_was_asked_for(
     (folder / "text_encoder").mkdir(parents=True)
     (folder / "text_encoder/config.json").write_text("{}")
     drawn: list[object] = []
-    monkeypatch.setattr("textcraftor.lookup.plugin", lambda *_: lambda *_: folder)
+    monkeypatch.setattr("textcraftor.plugins.plugin", lambda *_: lambda *_: folder)
     monkeypatch.setattr("textcraftor.generate.draw", lambda *arguments: drawn.extend(arguments))
     cli.generate(
         "a red circle",
@@ -159,7 +159,7 @@ def test_what_is_served_was_copied_before_it_was_verified(
     device = torch.device("cpu")
     draw(judged, Candidate.find("./judged", Path()), "a red circle", 0, Path("before.png"), device, "champion (judged)")
     before = Image.open("before.png").convert("RGB")
-    monkeypatch.setattr("textcraftor.lookup.plugin", lambda *_: registry)
+    monkeypatch.setattr("textcraftor.plugins.plugin", lambda *_: registry)
     original = with_judged_settings
 
     def exchange(*arguments: Any) -> Config:

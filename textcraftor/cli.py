@@ -69,7 +69,7 @@ def curate(params: Params = PARAMS, profile: Profile = None) -> None:
 @app.command()
 def validate(params: Params = PARAMS, profile: Profile = None) -> None:
     """Check the curated prompts; a violation stops every later stage."""
-    from textcraftor.lookup import plugin
+    from textcraftor.plugins import plugin
 
     run = configuration.load(params, profile=profile)
     plugin("textcraftor.verbs", "validate")(run, params.parent)
@@ -204,7 +204,7 @@ def rollback(
     profile: Profile = None,
 ) -> None:
     """Make the version before the present champion champion again, after proving it. The record keeps both promotions."""
-    from textcraftor.lookup import plugin
+    from textcraftor.plugins import plugin
 
     decision = plugin("textcraftor.verbs", "rollback")(configuration.load(params, profile=profile), to, why)
     typer.echo(f"{decision.verdict}: version {decision.version}: {decision.why}")

@@ -1,16 +1,12 @@
-"""Models by the names that people give them, and what of the pipeline is installed beside the library."""
+"""Models by the names that people give them."""
 
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
 
-from textcraftor import layout
+from textcraftor import layout, plugins
 from textcraftor.candidate import Candidate
 from textcraftor.config import Config
-from textcraftor.errors import ConfigError, ModelError
+from textcraftor.errors import ModelError
 from textcraftor.evaluate.scores import Scores
 from textcraftor.generate import with_judged_settings
 from textcraftor.snapshot import private_folder
@@ -39,7 +35,7 @@ def find(model: str, run: Config, root: Path) -> Found:
         return Found(Candidate.find(model, root), root / layout.scores_file(model), model)
     if "/" in model:  # a plain name never is a folder, so that none can stand in for the champion
         return Found(Candidate.at(Path(model)), Path(model) / "evidence/scores.parquet", Path(model).resolve().name)
-    folder = plugin("textcraftor.candidates", "registry")(model, run, private_folder(root))
+    folder = plugins.plugin("textcraftor.candidates", "registry")(model, run, private_folder(root))
     number = folder.name.split("-")[0]  # the registry's folders are named VERSION-RUN
     label = f"version {number}" if model == number else f"{model} ({number})"
     return Found(Candidate.at(folder), folder / "evidence/scores.parquet", label, registered=True)
@@ -64,28 +60,3 @@ def require_base(run: Config, found: Found, root: Path) -> None:
         raise ModelError(
             f"{found.label} was judged on base {judged.path}, and this run's is {run.base.path}. Name that base in params.yaml"
         )
-
-
-def plugin(group: str, name: str) -> Callable[..., Any]:
-    """The function behind a verb or a kind of candidate that needs an orchestrator: ours in `tasks/`, or another package's.
-
-    `tasks/` is in no wheel, since its name is anybody's: it is imported from the checkout that this library runs from.
-    Raises ConfigError outside a checkout, or without the pipeline extra.
-    """
-    checkout = Path(__file__).resolve().parents[1]
-    for entry_point in entry_points(group=group, name=name):
-        if entry_point.dist and entry_point.dist.name == "textcraftor":
-            if not ((checkout / "pyproject.toml").is_file() and (checkout / "tasks/__init__.py").is_file()):
-                continue
-            if str(checkout) != sys.path[0]:
-                sys.path.insert(0, str(checkout))  # before any other module called `tasks`
-        try:
-            return entry_point.load()
-        except ImportError as error:
-            raise ConfigError(
-                f"`{name}` needs the pipeline extra ({error}): `make setup`, or pip install -e '{checkout}[pipeline]'"
-            ) from None
-    raise ConfigError(
-        f"`{name}` belongs to the pipeline (tasks/ and flows/), which is not installed with the library. Get a checkout of the "
-        "project, run `make setup` there, and use its .venv/bin/textcraftor"
-    )

@@ -13,7 +13,7 @@ from PIL import Image
 from tasks.tracking import write_mlmodel
 from tests.trust.folders import MODEL, POLICY, TRAINED_ON, make_scores, put_scores
 from tests.trust.folders import make_project as make_policy
-from textcraftor import lookup, training_proof
+from textcraftor import lookup, plugins, training_proof
 from textcraftor.artifact import digest, proof
 from textcraftor.candidate import parts_digest
 from textcraftor.config import load
@@ -70,7 +70,7 @@ def champion(version: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = shutil.copytree(version, version.parent / "copy")
     (copy / "registered_model_meta").unlink()
     statement = verify(copy, MODEL, version.parent).digest
-    monkeypatch.setattr(lookup, "plugin", lambda *_: lambda name: statement if name == MODEL else None)
+    monkeypatch.setattr(plugins, "plugin", lambda *_: lambda name: statement if name == MODEL else None)
 
 
 def test_mlflow_loads_and_draws_the_champion(version: Path, champion: None) -> None:
@@ -81,7 +81,7 @@ def test_mlflow_loads_and_draws_the_champion(version: Path, champion: None) -> N
 
 
 def test_another_proven_version_is_not_served_whatever_the_alias_says(version: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lookup, "plugin", lambda *_: lambda _: "0" * 64)
+    monkeypatch.setattr(plugins, "plugin", lambda *_: lambda _: "0" * 64)
     with pytest.raises(Unproven, match="is not its champion by the signed record"):
         pyfunc.load_model(str(version))
     monkeypatch.setenv("TEXTCRAFTOR_SERVE", "any")

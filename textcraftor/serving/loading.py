@@ -6,7 +6,7 @@ from typing import Final
 
 import yaml
 
-from textcraftor import lookup
+from textcraftor import lookup, plugins
 from textcraftor.candidate import Candidate
 from textcraftor.config import Config, load
 from textcraftor.device import choose_device
@@ -58,7 +58,7 @@ def load_downloaded(path: str) -> Service:
         registered = False
     proven = verify(folder, name, root)
     if registered and os.environ.get(SERVED) != "any":
-        champion = lookup.plugin("textcraftor.candidates", "champion")(name)
+        champion = plugins.plugin("textcraftor.candidates", "champion")(name)
         if champion != proven.digest:
             raise Unproven(
                 f"This version of {name} is not its champion by the signed record of promotions, whatever its alias says. "
