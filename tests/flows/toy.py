@@ -2,8 +2,9 @@
 
     python toy.py STAGE [CANDIDATE]
 
-`train.steps` sets how good the tuned models get: scores rise by steps / 1000. `break` in prompts.blocklist makes
-`validate` fail. Files in the workspace change how a stage runs:
+A stage imports only what it needs itself, because dozens of them are started. `train.steps` sets how good the tuned
+models get: scores rise by steps / 1000. `break` in prompts.blocklist makes `validate` fail. Files in the workspace change
+how a stage runs:
 
     slow           it waits until the file is removed
     preempt        the first stage to find it removes it and exits with status 75, as training does after SIGTERM
@@ -15,19 +16,12 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-import polars as pl
 from PIL import Image
 
 from textcraftor import training_proof
 from textcraftor.artifact import write_json
 from textcraftor.candidate import Candidate
 from textcraftor.config import load
-from textcraftor.evaluate.gate import gate
-from textcraftor.evaluate.provenance import comparable_settings, trained_on, weights_record
-from textcraftor.evaluate.scores import Scores
-from textcraftor.evaluate.signed_scores import write_signed
-from textcraftor.evaluate.statistics import compare
 from textcraftor.heldout import fingerprint
 from textcraftor.layout import scores_file
 from textcraftor.prompts.table import prompt_id
@@ -73,6 +67,14 @@ def train(mix: str) -> None:
 
 def evaluate(name: str) -> None:
     """Every judge sees the same gain on every prompt."""
+    import numpy as np
+    import polars as pl
+
+    from textcraftor.evaluate.provenance import comparable_settings, trained_on, weights_record
+    from textcraftor.evaluate.scores import Scores
+    from textcraftor.evaluate.signed_scores import write_signed
+    from textcraftor.evaluate.statistics import compare
+
     gain = 0.0 if name == "base" else CONFIG.train.steps / 1000 + 0.001 * len(name)
     rows = range(IMAGES * PROMPTS)
     noise = np.random.default_rng(0).random(len(rows))
@@ -101,6 +103,8 @@ def evaluate(name: str) -> None:
 
 
 def judge() -> None:
+    from textcraftor.evaluate.gate import gate
+
     gate(CONFIG, Path())
 
 
