@@ -1,5 +1,6 @@
 """The order of the tests, and the fixtures of the processes that run them."""
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ LONGEST_FIRST = (
 def pytest_configure(config: pytest.Config) -> None:
     # The process that only hands tests to workers needs no fixtures, and importing torch and diffusers takes it 7 s.
     if not config.getoption("numprocesses", None):
+        gc.disable()  # a quarter of the time that imports take is the search for garbage among what they keep
         config.pluginmanager.import_plugin("tests.fixtures")
 
 
@@ -30,3 +32,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     rank = {here / name: place for place, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: rank.get(item.path, len(rank)))  # stable: the tests of a file stay in their order
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # the modules, which no later search needs to look at
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # for what ends with the interpreter
