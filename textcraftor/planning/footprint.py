@@ -4,12 +4,14 @@ Modules are built on torch's meta device from their config.json or, before that 
 and run once without data. Attention is counted as in fused kernels, which save no attention matrix.
 """
 
+import functools
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Concatenate, Final, ParamSpec
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +23,7 @@ from textcraftor.models.lora import TARGETS
 from textcraftor.planning.architectures import base_architecture, tower_architecture
 
 TOKENS: Final = 77
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,22 @@ class Footprint:
     unknown: tuple[str, ...]
 
 
+def _measured_once(
+    measure: Callable[Concatenate[Mapping[str, Any], P], Cost],
+) -> Callable[Concatenate[Mapping[str, Any], P], Cost]:
+    """Measure equal architectures once in a process: rewards share their towers', and plans differ in other settings."""
+    found: dict[str, Cost] = {}
+
+    @functools.wraps(measure)
+    def cost(architecture: Mapping[str, Any], /, *arguments: P.args, **options: P.kwargs) -> Cost:
+        key = json.dumps([architecture, arguments, options], sort_keys=True, default=str)
+        if key not in found:
+            found[key] = measure(architecture, *arguments, **options)
+        return found[key]
+
+    return cost
+
+
 def footprint(config: Config, root: Path, rewards: list[str]) -> Footprint | None:
     """The costs of the base and of these rewards; None when the base's architecture is unknown."""
     parts = base_architecture(config, root)
@@ -82,6 +101,7 @@ def footprint(config: Config, root: Path, rewards: list[str]) -> Footprint | Non
     return Footprint(unet_cost(parts["unet"], latents, dtype), vae_cost(parts["vae"], latents, dtype), encoders, known, unknown)
 
 
+@_measured_once
 def unet_cost(architecture: Mapping[str, Any], latents: int, dtype: torch.dtype) -> Cost:
     """Cost of one guided pair: two rows through the UNet, with gradient to the prompt's embedding and the latents."""
     from diffusers import UNet2DConditionModel
@@ -101,6 +121,7 @@ def unet_cost(architecture: Mapping[str, Any], latents: int, dtype: torch.dtype)
         return _measure(unet, dtype, lambda: unet(noisy, timestep, encoder_hidden_states=embeds, **more).sample)
 
 
+@_measured_once
 def vae_cost(architecture: Mapping[str, Any], latents: int, dtype: torch.dtype) -> Cost:
     """Cost of decoding one image. `parameters` counts the whole autoencoder; diffusers checkpoints the blocks."""
     from diffusers import AutoencoderKL
@@ -113,6 +134,7 @@ def vae_cost(architecture: Mapping[str, Any], latents: int, dtype: torch.dtype) 
         return _measure(vae, dtype, lambda: vae.decode(latent).sample, blocks=blocks)
 
 
+@_measured_once
 def text_cost(architecture: Mapping[str, Any]) -> Cost:
     """Cost of one prompt through a CLIP text encoder that is trained in float32."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -129,6 +151,7 @@ def text_cost(architecture: Mapping[str, Any]) -> Cost:
     return replace(cost, embedding=config.max_position_embeddings * config.hidden_size, lora_sides=sides)
 
 
+@_measured_once
 def tower_cost(architecture: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> Cost:
     """Cost of one image through an image tower, with gradient to the image."""
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
