@@ -9,10 +9,11 @@ from prefect.states import Completed
 
 from flows.errors import log_user_errors_in_one_line
 from flows.settings import RunSettings
+from tasks.decision import Decision
 from tasks.gate import Verdict, read_verdict
 from tasks.gpus import GpuPool, visible_gpus
 from tasks.pages import show_candidate, show_decision
-from tasks.registry import Decision, challenge, promote, register
+from tasks.registry import challenge, promote, register
 from tasks.stages import Outcome, repro, stop_stages_on_error
 from tasks.tracking import open_history, track
 from tasks.variants import open_workspace

@@ -6,11 +6,12 @@ from prefect.states import Completed
 from flows.errors import log_user_errors_in_one_line
 from tasks import registry
 from tasks.champion import account
+from tasks.decision import Decision
 from textcraftor.config import load
 
 
 @flow(name="promote", persist_result=True, result_serializer="json")
-def promote(version: int, profile: str | None = None, by: str = "", why: str = "") -> State[registry.Decision]:
+def promote(version: int, profile: str | None = None, by: str = "", why: str = "") -> State[Decision]:
     """Prove a registered version again and make it the champion; it may be an earlier one.
 
     version: its number in the registry.  profile: selects the registered model; empty for the one in params.yaml.

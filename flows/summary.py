@@ -11,7 +11,7 @@ from prefect.states import Cancelled, State
 from rich.console import Console
 from rich.table import Table
 
-from tasks.registry import Decision
+from tasks.decision import Decision
 from tasks.workspace import Workspace
 from textcraftor.evaluate.figures import Row, claim_rows, headline, losses, read_claims, score_rows
 

@@ -9,9 +9,9 @@ import os
 from typing import Any, Literal
 
 from mlflow import MlflowClient
-from pydantic import BaseModel
 
 from tasks import comparison, links, promotions, store
+from tasks.decision import Decision
 from tasks.store import RegistryUnavailable, client, locked, tracking_uri, without_credentials
 from tasks.versions import Champion, fetch_proven, find_champion, show_champion
 from textcraftor.config import Config
@@ -19,19 +19,6 @@ from textcraftor.errors import ModelError, Unproven
 from textcraftor.trust.verifier import Proven
 
 ATTEMPTS = 8  # comparisons with a champion that is replaced meanwhile
-
-
-class Decision(BaseModel):
-    """How a run ended for its best candidate."""
-
-    verdict: Literal["promoted", "champion stays", "challenger", "judged", "not promoted"]
-    why: str
-    candidate: str | None = None
-    version: int | None = None
-    digest: str | None = None
-    folder: str = ""
-    page: str | None = None
-    worse: str = ""  # what got worse than the base, in a sentence
 
 
 def make_champion(version: int, config: Config, by: str = "", why: str = "") -> Decision:

@@ -7,8 +7,8 @@ from pathlib import Path
 import PIL.Image
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
+from tasks.decision import Decision
 from tasks.gate import Verdict, figure
-from tasks.registry import Decision
 from tasks.workspace import Workspace
 from textcraftor.evaluate.figures import claim_rows, headline, losses, read_claims, score_rows
 

@@ -12,7 +12,8 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks import comparison, store
-from tasks.champion import Decision, compare, decide, make_champion, version_page
+from tasks.champion import compare, decide, make_champion, version_page
+from tasks.decision import Decision
 from tasks.evidence import Record
 from tasks.store import ARTIFACT, RegistryUnavailable, client, locked
 from tasks.tracking import candidate_tags, only_if_unavailable
@@ -21,7 +22,7 @@ from tasks.workspace import Workspace
 from textcraftor.config import Config
 from textcraftor.errors import Unproven
 
-__all__ = ["Decision", "challenge", "promote", "register", "version_page"]
+__all__ = ["challenge", "promote", "register", "version_page"]
 
 
 @task(

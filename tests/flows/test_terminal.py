@@ -12,7 +12,7 @@ from rich.console import Console
 
 from flows.summary import next_commands
 from flows.terminal import RunView, Stage, Terminal, duration
-from tasks.registry import Decision
+from tasks.decision import Decision
 from tasks.workspace import Workspace
 from tests.flows.project import ROOT
 
