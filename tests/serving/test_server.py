@@ -5,6 +5,7 @@ import concurrent.futures
 import http.client
 import io
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,8 @@ from tests.fixtures import CHAIN
 from textcraftor.candidate import Candidate
 from textcraftor.config import BaseConfig, Config, SamplerConfig, load
 from textcraftor.errors import ConfigError
-from textcraftor.serving.server import LARGEST, ModelServer
+from textcraftor.serving import server as server_module
+from textcraftor.serving.server import CONNECTIONS, LARGEST, ModelServer
 from textcraftor.serving.service import MOST, Request, Service
 
 ROOT = Path(__file__).parents[2]
@@ -110,6 +112,35 @@ def test_a_false_length_is_refused(server: ModelServer, length: str) -> None:
     connection.endheaders()
     assert connection.getresponse().status in (411, 413)
     connection.close()
+
+
+def test_a_refused_body_of_megabytes_gets_its_answer(server: ModelServer) -> None:
+    assert ask(server, b" " * 1_000_000)[0] == 413
+
+
+def test_slow_and_vanishing_clients_hold_nobody_up(server: ModelServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "READING", 0.3)
+    head = b"POST /invocations HTTP/1.1\r\nContent-Length: 15\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.server_port), 60) as slow:
+        slow.sendall(head + b'{"prompt"')
+        for sent in (head[:20], head, head + b'{"prompt": "a"}'):
+            with socket.create_connection(("127.0.0.1", server.server_port)) as gone:
+                gone.sendall(sent)
+        assert ask(server, b'{"prompt": "a"}')[0] == 200
+        assert slow.recv(100).startswith(b"HTTP/1.1 408 ")
+
+
+def test_more_connections_than_there_are_threads_for_are_closed(server: ModelServer) -> None:
+    for _ in range(CONNECTIONS - 1):
+        assert server.free.acquire(blocking=False)
+    with socket.create_connection(("127.0.0.1", server.server_port), 60) as first:
+        first.sendall(b"GET /ping HTTP/1.1\r\n\r\n")
+        assert first.recv(100).startswith(b"HTTP/1.1 200 ")
+        with socket.create_connection(("127.0.0.1", server.server_port), 60) as second:
+            assert second.recv(100) == b""
+    for _ in range(CONNECTIONS - 1):
+        server.free.release()
+    assert ask(server, b'{"prompt": "a"}')[0] == 200
 
 
 def test_a_full_queue_answers_at_once_and_loses_nothing(

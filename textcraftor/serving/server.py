@@ -2,16 +2,22 @@
 
     GET  /ping                                        200 while the model is there
     POST /invocations  {"prompt": "...", "seed": 0}   200 image/png
-                                                      413 body too large, 422 bad request, 429 queue full, 404, 405
+                                                      408 too slow, 413 body too large, 422 bad request, 429 queue full
 
 Requests wait in a queue of limited length, and one worker draws as many of them at once as fit a batch.
 """
 
+import contextlib
 import http.server
+import io
 import json
+import math
 import queue
+import socket
 import socketserver
+import sys
 import threading
+import time
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -23,6 +29,10 @@ PORT: Final = 8780
 LARGEST: Final = 16_384  # bytes of a request
 WAITING: Final = 64  # requests in the queue
 PATIENCE: Final = 600.0  # seconds until a picture
+READING: Final = 15.0  # seconds for a request to arrive whole, from its first byte
+IDLE: Final = 60.0  # seconds until that byte
+CONNECTIONS: Final = 256  # open at once; each has a thread
+DRAINED: Final = 64  # blocks of 64 KiB that are read and forgotten of a refused request
 
 
 @dataclass
@@ -43,7 +53,7 @@ class ModelServer(http.server.ThreadingHTTPServer):
     request_queue_size = 128
 
     def __init__(self, service: Service, port: int = PORT, waiting: int = WAITING) -> None:
-        self.service, self.jobs = service, queue.Queue[Job](waiting)
+        self.service, self.jobs, self.free = service, queue.Queue[Job](waiting), threading.Semaphore(CONNECTIONS)
         try:
             super().__init__((HOST, port), _Handler)
         except OSError as error:
@@ -54,6 +64,23 @@ class ModelServer(http.server.ThreadingHTTPServer):
         # Without HTTPServer's look-up of this machine's name, which may ask a network.
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = HOST, self.server_address[1]
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self.free.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:  # no thread for it: the client sees a closed connection
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away is no error of ours."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
 
     def _work(self) -> None:
         while True:
@@ -78,10 +105,47 @@ class ModelServer(http.server.ThreadingHTTPServer):
             job.status, job.body = 500, f"{type(error).__name__} while drawing".encode()
 
 
+class _Arriving(io.RawIOBase):
+    """The bytes that a client sends. All of a request must come within READING seconds of its first byte, however spread.
+
+    Reading raises TimeoutError afterwards.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self.restart()
+
+    def restart(self) -> None:
+        """Wait for another request."""
+        self.deadline = math.inf
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        left = min(IDLE, self.deadline - time.monotonic())
+        if left <= 0:
+            raise TimeoutError
+        self.connection.settimeout(left)
+        count = self.connection.recv_into(buffer)
+        self.deadline = min(self.deadline, time.monotonic() + READING)
+        return count
+
+
 class _Handler(http.server.BaseHTTPRequestHandler):
     server: ModelServer
-    timeout = 30  # seconds for a client that says nothing
     protocol_version = "HTTP/1.1"
+    default_request_version = "HTTP/1.0"  # what is no HTTP at all is refused with a status line, too
+
+    def setup(self) -> None:
+        super().setup()
+        self.rfile.close()
+        self.arriving = _Arriving(self.connection)
+        self.rfile = io.BufferedReader(self.arriving)
+
+    def handle_one_request(self) -> None:
+        self.arriving.restart()
+        super().handle_one_request()
 
     def do_GET(self) -> None:
         self._send(*((200, b"") if self.path in ("/ping", "/health") else (404, b"POST /invocations draws a picture")))
@@ -94,7 +158,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self._refuse(411, "Content-Length is missing")
         if len(length) > 12 or int(length) > LARGEST:
             return self._refuse(413, f"The request has {length[:12]} bytes, and at most {LARGEST} are allowed")
-        body = self.rfile.read(int(length))
+        try:
+            body = self.rfile.read(int(length))
+        except TimeoutError:
+            return self._refuse(408, f"The request did not arrive within {READING:.0f} seconds")
         try:
             job = Job(Request.read(json.loads(body)))
         except (ValueError, RecursionError):
@@ -113,6 +180,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         """Answer without reading the body, so the connection cannot go on."""
         self.close_connection = True
         self._send(status, why.encode(), Connection="close")
+        # Closing while bytes are unread resets the connection, and the client may lose the answer.
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_WR)
+            self.arriving.deadline = time.monotonic() + READING
+            for _ in range(DRAINED):
+                if not self.rfile.read1(65_536):
+                    break
 
     def _send(self, status: int, body: bytes, **headers: str) -> None:
         self.send_response(status)
@@ -120,6 +194,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         for name, value in {"Content-Type": kind, "Content-Length": str(len(body)), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
+        self.connection.settimeout(READING)
         self.wfile.write(body)
 
     def log_message(self, format: str, *arguments: Any) -> None:
