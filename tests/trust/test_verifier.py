@@ -110,6 +110,15 @@ def test_a_changed_folder_is_refused(folder: Path, project: Path, change: str) -
         verify(folder, MODEL, project)
 
 
+def test_the_note_that_mlflow_writes_into_what_it_loads_changes_nothing(folder: Path, project: Path) -> None:
+    (folder / "registered_model_meta").write_text("model_name: toy-model\nmodel_version: '1'\n")
+    assert verify(folder, MODEL, project).record["passed"]
+    (folder / "registered_model_meta").unlink()
+    (folder / "registered_model_meta").symlink_to("/etc/hostname")
+    with pytest.raises(Unproven, match="is a link"):
+        verify(folder, MODEL, project)
+
+
 def test_another_candidates_statement_is_refused(folder: Path, project: Path, tmp_path: Path) -> None:
     other = make_candidate(tmp_path / "other", project, gain=0.3)
     shutil.copyfile(other / STATEMENT, folder / STATEMENT)

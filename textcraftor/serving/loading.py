@@ -14,11 +14,11 @@ from textcraftor.errors import ConfigError, Unproven
 from textcraftor.generate import with_judged_settings
 from textcraftor.serving.service import Service
 from textcraftor.snapshot import private_copy, private_folder
+from textcraftor.trust.statement import MLFLOW_NOTE
 from textcraftor.trust.verifier import verify
 
 PROJECT: Final = "TEXTCRAFTOR_PROJECT"  # the folder with params.yaml, mlflow/policy and the keys
 SERVED: Final = "TEXTCRAFTOR_SERVE"  # `any`: serve every proven version, not the champion alone
-_META: Final = "registered_model_meta"  # MLflow writes it beside what it downloads from the registry
 
 
 def project() -> Path:
@@ -50,10 +50,9 @@ def load_downloaded(path: str) -> Service:
     run, private = load(root / "params.yaml"), private_folder(root)
     folder = private_copy(Path(path), private)
     name = run.registry.name
-    if (meta := folder / _META).is_file():
+    if (meta := folder / MLFLOW_NOTE).is_file():
         name = str(yaml.safe_load(meta.read_text(encoding="utf-8"))["model_name"])
         registered = True
-        meta.unlink()
     else:
         registered = False
     proven = verify(folder, name, root)

@@ -18,6 +18,7 @@ from textcraftor.signing import Keyring, Statement, sign
 from textcraftor.trust.policy import Policy
 
 STATEMENT: Final = "statement.dsse.json"
+MLFLOW_NOTE: Final = "registered_model_meta"  # MLflow writes it into what it loads, in a local store into the store itself
 KIND: Final = "urn:textcraftor:candidate:v1"
 SCORES, SCORES_SIGNATURE = "evidence/scores.parquet", "evidence/scores.dsse.json"
 BASE_SCORES, BASE_SIGNATURE = "evidence/base-scores.parquet", "evidence/base-scores.dsse.json"
@@ -31,7 +32,7 @@ _ALLOWED: Final = re.compile(
 
 
 def files(folder: Path) -> dict[str, str]:
-    """Name and sha256 of every file in a candidate's folder but its statement; each is read once.
+    """Name and sha256 of every file in a candidate's folder but its statement and MLflow's note; each is read once.
 
     Raises Unproven for a link, a file of another kind, or an index of shards that leaves the folder.
     """
@@ -40,7 +41,7 @@ def files(folder: Path) -> dict[str, str]:
         name = path.relative_to(folder).as_posix()
         if path.is_symlink() or not (path.is_dir() or path.is_file()):
             raise Unproven(f"{name} is a link or no plain file")
-        if path.is_file() and name != STATEMENT:
+        if path.is_file() and name not in (STATEMENT, MLFLOW_NOTE):
             if not _ALLOWED.fullmatch(name):
                 raise Unproven(f"{name} does not belong to a candidate")
             found[name] = digest(path)
