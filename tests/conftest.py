@@ -15,9 +15,10 @@ LONGEST_FIRST = (
         "flows/test_terminal.py",
         "flows/test_deploy.py",
     ),
-    *("distributed/test_fsdp.py", "distributed/test_launchers.py", "models/test_families.py", "training/test_stages.py"),
-    *("invariants/test_one_way.py", "tiny/test_recipe.py", "tasks/test_champion.py", "planning/test_doctor.py"),
-    *("test_wheel.py", "test_workspace_root.py", "training/test_trainer.py", "training/test_objective.py"),
+    *("distributed/test_fsdp.py", "models/test_families.py", "training/test_stages.py", "distributed/test_launchers.py"),
+    *("invariants/test_one_way.py", "tasks/test_kills.py", "tasks/test_champion.py", "tiny/test_recipe.py"),
+    *("tasks/test_registry.py", "training/test_objective.py", "evaluate/test_run.py", "training/test_trainer.py"),
+    *("test_dvc.py", "tiny/test_shipped_models.py", "test_workspace_root.py", "training/test_resume.py"),
 )
 
 
