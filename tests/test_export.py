@@ -21,9 +21,9 @@ def tuned(base: Base) -> TunedModel:
     return TunedModel(text_encoder=encoder)
 
 
-@pytest.mark.parametrize("to", ["diffusers", "pipeline", "lora-kohya", "lora-peft"])
+@pytest.mark.parametrize("to", ["diffusers", "pipeline", "single-file", "lora-kohya", "lora-peft"])
 def test_an_export_draws_the_same_pictures(base: Base, tuned: TunedModel, to: Format, tmp_path: Path) -> None:
-    made = export(tuned, base, to, tmp_path / ("lora.safetensors" if "lora" in to else "model"), rank=2)
+    made = export(tuned, base, to, tmp_path / ("model" if to in ("diffusers", "pipeline") else "model.safetensors"), rank=2)
     found = differences(reload(to, made.path, base), tuned, base, steps=3)
     untuned = differences(base.pipe, tuned, base, steps=3)
     assert made.lost < 1e-3 and len(found) == len(PROMPTS)
@@ -34,6 +34,9 @@ def test_keys_are_those_that_old_and_new_tools_read(base: Base, tuned: TunedMode
     for to in ("diffusers", "pipeline"):
         made = export(tuned, base, to, tmp_path / to)  # type: ignore[arg-type]
         assert all(key.startswith("text_model.") for key in load_file(made.path / "text_encoder/model.safetensors"))
+    single = load_file(export(tuned, base, "single-file", tmp_path / "single.safetensors").path)
+    assert {key.split(".")[0] for key in single} == {"model", "first_stage_model", "cond_stage_model"}
+    assert "cond_stage_model.transformer.text_model.encoder.layers.0.self_attn.q_proj.weight" in single
     kohya = load_file(export(tuned, base, "lora-kohya", tmp_path / "k.safetensors").path)
     stem = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
     assert {f"{stem}.lora_down.weight", f"{stem}.lora_up.weight", f"{stem}.alpha"} <= kohya.keys()

@@ -232,8 +232,10 @@ def serve(
 
 @app.command()
 def export(
-    to: Annotated[Literal["diffusers", "pipeline", "lora-kohya", "lora-peft"], typer.Option(help="The format.")],
-    out: Annotated[Path, typer.Option(help="A folder, or for a LoRA a .safetensors file; replaced if it is there.")],
+    to: Annotated[Literal["diffusers", "pipeline", "single-file", "lora-kohya", "lora-peft"], typer.Option(help="The format.")],
+    out: Annotated[
+        Path, typer.Option(help="A folder, or for a single file or a LoRA a .safetensors file; replaced if it is there.")
+    ],
     model: Annotated[
         str, typer.Option(help="champion, challenger, a version, a candidate, or a folder (with a /).")
     ] = "champion",

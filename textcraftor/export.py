@@ -2,6 +2,7 @@
 
     diffusers    text_encoder/ (text_encoder_2/): for `from_pretrained(..., text_encoder=...)`; keys are always `text_model.*`
     pipeline     the whole pipeline with the tuned encoder in place of the base's
+    single-file  the whole pipeline as one .safetensors file in the original layout: WebUI, ComfyUI, `from_single_file`
     lora-kohya   one .safetensors file with lora_down, lora_up and alpha: WebUI, ComfyUI, diffusers
     lora-peft    one .safetensors file with lora_A and lora_B: diffusers by peft
 
@@ -24,8 +25,9 @@ from textcraftor.errors import ModelError
 from textcraftor.models.base import Base, TunedModel
 from textcraftor.models.loading import assemble
 from textcraftor.models.saving import save_module
+from textcraftor.models.single_file_export import original_tensors
 
-Format = Literal["diffusers", "pipeline", "lora-kohya", "lora-peft"]
+Format = Literal["diffusers", "pipeline", "single-file", "lora-kohya", "lora-peft"]
 PROMPTS: Final = ("a small red circle", "a huge blue square on a white background", "a glossy star left of a tiny green ring")
 KOHYA: Final = {"text_encoder": "lora_te", "text_encoder_2": "lora_te2"}
 
@@ -43,16 +45,17 @@ def export(model: TunedModel, base: Base, to: Format, out: Path, rank: int = 16)
 
     rank: of a LoRA.  Raises ModelError for a model with a UNet or negative embedding of its own that the format cannot hold.
     """
-    if model.negative_embedding or (model.unet is not None and to != "pipeline"):
+    if model.negative_embedding or (model.unet is not None and to not in ("pipeline", "single-file")):
         part = "negative embedding" if model.negative_embedding else "UNet of its own"
         raise ModelError(f"This model has a {part}, which {to} cannot hold. Use `textcraftor.control`, see docs/style.md")
     if to in ("lora-kohya", "lora-peft"):
         return _export_lora(model, base, to == "lora-kohya", out, rank)
     with written_aside(out) as aside:
+        if to == "single-file":
+            save_file(original_tensors(_whole(model, base)), aside, metadata={"format": "pt"})
+            return Exported(out)
         if to == "pipeline":
-            tuned: Any = {**model.encoders, **({"unet": model.unet} if model.unet is not None else {})}
-            options = {key: base.pipe.config[key] for key in ("force_zeros_for_empty_prompt",) if key in base.pipe.config}
-            assemble(type(base.pipe), {**base.pipe.components, **tuned}, options).save_pretrained(aside)
+            _whole(model, base).save_pretrained(aside)
         aside.mkdir(exist_ok=True)
         for name, encoder in model.encoders.items():
             save_module(encoder, aside / name)
@@ -64,6 +67,10 @@ def reload(to: Format, path: Path, base: Base) -> Any:
     options = {key: base.pipe.config[key] for key in ("force_zeros_for_empty_prompt",) if key in base.pipe.config}
     if to == "pipeline":
         pipe = DiffusionPipeline.from_pretrained(path, safety_checker=None)
+    elif to == "single-file":
+        config: Any = base.config.config or base.config.path  # of architecture, tokenizer and scheduler
+        kind: Any = type(base.pipe)
+        pipe = kind.from_single_file(path, config=str(config), local_files_only=True)
     else:
         encoders: dict[str, Any] = {}
         if to == "diffusers":
@@ -82,9 +89,7 @@ def differences(
     pipe: Any, model: TunedModel, base: Base, prompts: tuple[str, ...] = PROMPTS, steps: int = 10
 ) -> list[tuple[float, float]]:
     """(mean, maximum) absolute difference of each prompt's picture, of 255, between a re-loaded export and the tuned model."""
-    options = {key: base.pipe.config[key] for key in ("force_zeros_for_empty_prompt",) if key in base.pipe.config}
-    parts: Any = {**model.encoders, **({"unet": model.unet} if model.unet is not None else {})}
-    ours = assemble(type(base.pipe), {**base.pipe.components, **parts}, options)
+    ours = _whole(model, base)
     ours.set_progress_bar_config(disable=True)
     found = []
     for seed, prompt in enumerate(prompts):
@@ -92,6 +97,13 @@ def differences(
         difference = (ours_picture - theirs).abs() * 255
         found.append((float(difference.mean()), float(difference.max())))
     return found
+
+
+def _whole(model: TunedModel, base: Base) -> Any:
+    """The base's pipeline with the tuned modules in place of its own."""
+    options = {key: base.pipe.config[key] for key in ("force_zeros_for_empty_prompt",) if key in base.pipe.config}
+    parts: Any = {**model.encoders, **({"unet": model.unet} if model.unet is not None else {})}
+    return assemble(type(base.pipe), {**base.pipe.components, **parts}, options)
 
 
 def _draw(pipe: Any, prompt: str, seed: int, steps: int, base: Base) -> Tensor:
