@@ -77,6 +77,20 @@ def test_only_the_changed_claim_fails(kind: str, changed: dict[str, object]) -> 
     assert [name for name, holds in verdicts.items() if not holds] == [kind]
 
 
+def test_pixels_that_stick_out_of_the_corners_leave_a_square_a_square() -> None:
+    scene = Scene((SceneObject("purple", "square", "large"),), None, "black", "flat")
+    image = batches.render_batch([scene], np.random.default_rng(0))
+    inside = (image[0].amax(0) - image[0].amin(0) > 0.24).nonzero()
+    (top, left), (bottom, right) = inside.amin(0), inside.amax(0)
+    colour = image[0, :, (top + bottom) // 2, (left + right) // 2][:, None, None]
+    for y in (top - 2, bottom + 1):  # guidance exaggerates corners so
+        for x in (left - 2, right + 1):
+            image[0, :, y : y + 2, x : x + 2] = colour
+    image[0, :, top - 1 : bottom + 2, left] = image[0, :, top - 1 : bottom + 2, right] = colour[:, 0]
+    (verdicts,) = Oracle().check_claims(image, [plain_caption(scene)])
+    assert all(verdicts.values()), verdicts
+
+
 def test_relation_and_count() -> None:
     pair = Scene((SceneObject("red", "circle", "small"), SceneObject("blue", "cross", "small")), "above", "grey", "flat")
     single = Scene(pair.objects[:1], None, "grey", "flat")

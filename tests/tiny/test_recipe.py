@@ -30,6 +30,7 @@ def toy_schedule(batch: int = 4, steps: int = 2) -> Schedule:
 TOY_SETTINGS = RecipeSettings(
     training_images=8,
     drawn_prompts=2,
+    heldout_drawn_prompts=2,
     drawing_steps=1,
     validation_prompts=4,
     autoencoder=toy_schedule(2),

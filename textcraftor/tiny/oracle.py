@@ -2,7 +2,7 @@
 
 1. Segmentation: a pixel is foreground when it has colour (backgrounds are grey levels); its colour is the nearest hue.
 2. Objects: the connected components of each colour.
-3. Shape: the template with the largest intersection over union; size: the width of the bounding box.
+3. Shape: the template of the same area with the largest intersection over union; size: the width of the bounding box.
 4. Matching: the assignment of found to claimed objects under which most claims hold, colours weighted double.
 
 It is not learned and passes no gradient, so nothing can be optimised against it directly.
@@ -11,7 +11,7 @@ It is not learned and passes no gradient, so nothing can be optimised against it
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import permutations
+from itertools import permutations, product
 from typing import Final
 
 import numpy as np
@@ -29,10 +29,11 @@ SIDE: Final = 64  # pixels; other images are resized to it
 MIN_CHROMA: Final = 0.24  # largest minus smallest channel from which a pixel counts as coloured
 MIN_AREA: Final = 50  # pixels; a smaller component is an artefact of an edge, not an object
 LARGE_WIDTH: Final = 0.35 * SIDE  # pixels, between the widths of small and large objects
-MIN_SHAPE_IOU: Final = 0.6  # intersection over union below which a component has no known shape
+MIN_SHAPE_IOU: Final = 0.5  # intersection over union below which a component has no known shape
 MIN_GLOSS: Final = 0.05  # standard deviation of brightness inside an object from which it counts as glossy
 MIN_OFFSET: Final = 3  # pixels between two centres from which one is left of or above the other
-_GRID: Final = 24
+_GRID: Final = 24  # cells along a side
+_GRID_SIDE: Final = 1.9  # of the grid, in square roots of a mask's area: a star's tips reach 0.9 from its centre
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,24 +65,27 @@ _GREYS: Final = np.asarray([np.mean(BACKGROUND_COLOURS[name]) / 255 for name in 
 
 
 def _resample_to_grid(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Stretch a mask, cut to its bounding box, onto a square grid: shape without size or aspect ratio."""
-    height, width = mask.shape
-    rows = ((np.arange(_GRID) + 0.5) * height / _GRID).astype(int)
-    columns = ((np.arange(_GRID) + 0.5) * width / _GRID).astype(int)
-    return mask[np.ix_(rows, columns)]
+    """A mask scaled to a common area, its centre of mass in the middle of a square grid: shape without size or place.
+
+    The bounding box would not do: two pixels that stick out of a corner change it, and the shape hardly.
+    """
+    offsets = ((np.arange(_GRID) + 0.5) / _GRID - 0.5) * _GRID_SIDE * np.sqrt(mask.sum())
+    y, x = ndimage.center_of_mass(mask)
+    rows, columns = np.rint(y + offsets).astype(int), np.rint(x + offsets).astype(int)
+    inside = ((rows >= 0) & (rows < mask.shape[0]))[:, None] & ((columns >= 0) & (columns < mask.shape[1]))
+    return inside & mask[np.ix_(rows.clip(0, mask.shape[0] - 1), columns.clip(0, mask.shape[1] - 1))]
 
 
 @cache
 def _templates() -> tuple[NDArray[np.bool_], NDArray[np.intp]]:
-    """Masks of every shape at several widths and subpixel offsets, (N, grid, grid), and their indices into SHAPES, (N,)."""
+    """Masks of every shape at several widths and subpixel offsets, drawn thinner and bolder too: (N, grid, grid), and their
+    indices into SHAPES, (N,)."""
     masks, labels = [], []
     for index, shape in enumerate(SHAPES):
-        for width in (16.0, 19.0, 26.0, 30.0):
-            for offset in (0.0, 0.5):
-                ys, xs = np.mgrid[0:48, 0:48].astype(np.float32) + 0.5 - 24 - offset
-                mask = signed_distance(shape, xs, ys, width / 2) < 0
-                masks.append(_resample_to_grid(mask[ndimage.find_objects(mask.astype(int))[0]]))
-                labels.append(index)
+        for width, offset, thickness in product((16.0, 19.0, 26.0, 30.0), (0.0, 0.5), (-1.0, 0.0, 1.0)):
+            ys, xs = np.mgrid[0:48, 0:48].astype(np.float32) + 0.5 - 24 - offset
+            masks.append(_resample_to_grid(signed_distance(shape, xs, ys, width / 2) < thickness))
+            labels.append(index)
     return np.stack(masks), np.asarray(labels)
 
 
@@ -184,7 +188,7 @@ class Oracle:
     Evaluation only.  It stands in for human judgement in the embedded default; no reward model is trained on it.
     """
 
-    version = "1"
+    version = "2"  # of the readings: 2 reads a shape by its area, not by its bounding box
 
     def check_claims(self, images: torch.Tensor, prompts: Sequence[str]) -> list[dict[str, bool]]:
         """The verdict on each claim of each image's prompt, keyed as in `check_claims`; {} for a prompt without claims.

@@ -32,12 +32,13 @@ MODELS: Final = ("vae", "text_encoder", "unet", "clip", "hpsv2", "pickscore", "h
 class RecipeSettings:
     """How long each model trains; tests use a few steps.
 
-    training_images: of the UNet.  drawn_prompts: of each set of drawings, four images each.  drawing_steps: of their
-    sampler.  validation_prompts: of the model card's figures.
+    training_images: of the UNet.  drawn_prompts, heldout_drawn_prompts: of the two sets of drawings, four images each.
+    drawing_steps: of their sampler.  validation_prompts: of the model card's figures.
     """
 
     training_images: int = unet.TRAINING_IMAGES
     drawn_prompts: int = 2400
+    heldout_drawn_prompts: int = 800
     drawing_steps: int = 12
     validation_prompts: int = 512
     autoencoder: Schedule = vae.SCHEDULE
@@ -116,7 +117,8 @@ class RecipeBuilder:
         """What the base drew at several stages of its training.  readers: "clip", for every reward, or "heldout": a judge
         that nobody trains on sees other prompts and other noise."""
         seed, cache = self.seed + MODELS.index(readers), self.work / f"drawings_{readers}.safetensors"
-        return make_drawings(self._stages, self.settings.drawn_prompts, self.settings.drawing_steps, seed, cache)
+        prompts = self.settings.heldout_drawn_prompts if readers == "heldout" else self.settings.drawn_prompts
+        return make_drawings(self._stages, prompts, self.settings.drawing_steps, seed, cache)
 
     def _stages(self) -> list[StableDiffusionPipeline]:
         """The base at several stages of its training, with its final decoder."""

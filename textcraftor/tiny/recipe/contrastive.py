@@ -24,7 +24,7 @@ from textcraftor.tiny.scenes import BACKGROUNDS, COLOURS, OPPOSITE_RELATION, REL
 ATTRIBUTES_SCHEDULE = Schedule(steps=1500, batch=256, peak_lr=1e-3, decay=0.5, ema=0.99, save_every=50)
 IMAGES_SCHEDULE = Schedule(steps=1000, batch=128, peak_lr=1e-3, muon_lr=1.5e-3, decay=0.4, ema=0.98, save_every=50)
 SCHEDULE = Schedule(steps=1000, batch=64, peak_lr=1.5e-3, ema=0.99, save_every=50)
-FINE_TUNING_SCHEDULE = Schedule(steps=250, batch=64, peak_lr=4e-4, ema=0.99, save_every=50)
+FINE_TUNING_SCHEDULE = Schedule(steps=500, batch=64, peak_lr=4e-4, ema=0.99, save_every=50)
 ATTRIBUTES = len(COLOURS) * (len(SHAPES) + len(SIZES) + len(RELATIONS)) + len(BACKGROUNDS) + len(STYLES)
 _PER_COLOUR = len(SHAPES) + len(SIZES) + len(RELATIONS)
 # Indices of the attributes that say where an object is.

@@ -25,7 +25,7 @@ from textcraftor.tiny.recipe.fit import Schedule, fit
 from textcraftor.tiny.recipe.towers import Towers, cosine, tokenize
 from textcraftor.tiny.scenes import Scene, change_one_attribute
 
-SCHEDULE = Schedule(steps=300, batch=48, peak_lr=4e-4, ema=0.99, save_every=50)
+SCHEDULE = Schedule(steps=500, batch=48, peak_lr=4e-4, ema=0.99, save_every=50)
 FIDELITY_WEIGHT = 8.0  # in units of the annotators' own noise
 ERROR_RATE = 0.05  # fraction of choices made at random
 MISREAD = 0.05  # probability with which an annotator misreads a claim in a drawn image

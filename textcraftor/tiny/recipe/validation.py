@@ -30,8 +30,8 @@ from textcraftor.tiny.recipe.tokenizer import new_tokenizer
 from textcraftor.tiny.recipe.towers import HuggingFaceTowers, OpenClipTowers, Towers, cosine, normalize, tokenize
 from textcraftor.tiny.scenes import change_one_attribute
 
-STEPS: Final = 25
-GUIDANCE_SCALE: Final = 7.5
+STEPS: Final = 15
+GUIDANCE_SCALE: Final = 5.0
 PROMPT_SEED: Final = 20_000  # far from every seed of the recipe
 RICH_FRACTION: Final = 0.6
 RETRIEVED: Final = 128  # captions among which an image finds its own
