@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from prefect import get_client
-from prefect.client.schemas.filters import ArtifactFilter
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 
 from flows.full import full
 from flows.promote import promote
@@ -48,7 +48,8 @@ def test_never_registers_nothing_and_manual_waits_for_a_person(project: Path) ->
     assert (state.type.value, state.name) == ("COMPLETED", "Completed")  # the deployment's page lists no run of another name
     assert str(state.message) == "challenger: a person decides: make promote VERSION=1"
     with get_client(sync_client=True) as client:
-        shown = {a.key: a for a in client.read_artifacts(artifact_filter=ArtifactFilter(), limit=50)}
+        of_this_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[state.state_details.flow_run_id]))
+        shown = {a.key: a for a in client.read_artifacts(artifact_filter=of_this_run, limit=50)}
     assert "data:image/png;base64," in str(shown["grid-balanced"].data)
     assert "oracle" in str(shown["scores-balanced"].data)
     assert "-5.0 points" in str(shown["claims-balanced"].data)
