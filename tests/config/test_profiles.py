@@ -38,7 +38,7 @@ def test_a_switch_is_a_fraction_of_any_number_of_steps(params: Path) -> None:
 
 
 def test_training_and_sampling_have_their_own_switch(params: Path) -> None:
-    run = config.load(params, {"train": {"switch_at": 0.6}})
+    run = config.load(params, {"train": {"switch_at": 0.4}})
     assert run.sampler.switch_at == config.load(params).sampler.switch_at != run.train.switch_at
 
 
@@ -57,7 +57,10 @@ def test_a_candidate_for_each_mix_and_each_unet(params: Path) -> None:
         ({"mixes": ["balance"]}, r"Unknown mix 'balance'.*Did you mean 'balanced'\?"),
         ({"unet_mixes": ["aesthetics"]}, r"unet_mixes: Unknown mix 'aesthetics'"),
         ({"profile": "tniy"}, r"Unknown profile 'tniy'.*Did you mean 'tiny'\?"),
-        ({"train": {"grad_steps": 9}}, r"train\.grad_steps = 9 is more than the 5 steps that train\.switch_at = 0\.8"),
+        (
+            {"train": {"grad_steps": 9, "switch_at": 0.5}},
+            r"train\.grad_steps = 9 is more than the 5 steps that train\.switch_at = 0\.5",
+        ),
         ({"evaluate": {"judges": ["orcale"]}}, r"Unknown judge 'orcale'"),
         ({"gate": {"champion_margin": {"contrast": 0.1}}}, r"gate\.champion_margin: Unknown judge 'contrast'"),
         ({"evaluate": {"prompts": 9999}}, r"evaluate\.prompts = 9999 is more than prompts\.heldout"),

@@ -115,10 +115,11 @@ def test_the_sd15_profile_has_the_settings_of_the_paper() -> None:
 
 def test_a_plan_multiplies_batch_work_and_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    made = plan.plan(
-        load(ROOT / "params.yaml", {"train": {"batch_size": 3, "accumulation": 4, "ema_decay": 0}}), "balanced", ROOT
-    )
-    checkpointed = plan.plan(load(ROOT / "params.yaml", {"train": {"gradient_checkpointing": True}}), "balanced", ROOT)
+    paper = {"gradient": "truncated", "num_inference_steps": 25, "switch_at": 0.8}
+    small = {**paper, "batch_size": 3, "accumulation": 4, "ema_decay": 0}
+    made = plan.plan(load(ROOT / "params.yaml", {"train": small}), "balanced", ROOT)
+    again = load(ROOT / "params.yaml", {"train": {**paper, "gradient_checkpointing": True}})
+    checkpointed = plan.plan(again, "balanced", ROOT)
     assert made is not None and checkpointed is not None
     assert made.batch == 24 and made.work.total == 10 and checkpointed.work.total == 15  # forwards; the published code: 40
     assert checkpointed.memory["UNet activations"] / 24 == pytest.approx(made.memory["UNet activations"] / 3 / 5)
@@ -131,7 +132,9 @@ def test_a_dry_run_trains_on_one_batch_and_writes_nothing(
 ) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data/tiny").symlink_to(ROOT / "data/tiny")
-    (tmp_path / "params.yaml").write_text("profile: tiny\ntrain: {batch_size: 2}\n")
+    (tmp_path / "params.yaml").write_text(
+        "profile: tiny\ntrain: {batch_size: 2, gradient: truncated, num_inference_steps: 25, switch_at: 0.8}\n"
+    )
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     status, out, err = run(monkeypatch, capsys, "train", "--mix", "balanced", "--dry-run")

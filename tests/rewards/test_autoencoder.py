@@ -30,7 +30,7 @@ def square_at(x: int, colour: int = 0) -> torch.Tensor:
 
 def test_features_are_latents_of_unit_length(layout):
     features = layout.image_features(torch.rand(3, 3, 64, 64))
-    assert features.shape == (3, 4 * 8 * 8)
+    assert features.shape == (3, 4 * 16 * 16)
     assert features.norm(dim=-1).tolist() == pytest.approx([1, 1, 1])
 
 

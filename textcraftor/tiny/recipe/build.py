@@ -111,7 +111,7 @@ class RecipeBuilder:
         schedules = settings.unet, settings.unet_last
         unet.train_unet(model, encoder, self.tokenizer, autoencoder, self.work, seed, *schedules, settings.training_images)
         vae.train_decoder(autoencoder, self.work, self.seed_torch("vae_decoder"), settings.autoencoder_decoder)
-        export.export_base(self.out / "base", export.new_pipeline(autoencoder, encoder, self.tokenizer, model))
+        export.export_base(self.out / "base", export.new_pipeline(autoencoder, encoder, new_tokenizer(), model))
 
     def drawings(self, readers: str) -> Drawings:
         """What the base drew at several stages of its training.  readers: "clip", for every reward, or "heldout": a judge
@@ -158,7 +158,7 @@ class RecipeBuilder:
         self._train_preferences("pickscore", task, GROUP_P)
         model.logit_scale.data.fill_(task.log_scale)
         export.export_clip_model(
-            self.out / "rewards/pickscore", towers.to_clip_model(model.cpu(), self.tokenizer), self.tokenizer
+            self.out / "rewards/pickscore", towers.to_clip_model(model.cpu(), self.tokenizer), new_tokenizer()
         )
 
     def aesthetic(self) -> None:
@@ -217,7 +217,7 @@ class RecipeBuilder:
     ) -> None:
         model.logit_scale.data.fill_(task.log_scale)
         config = towers.open_clip_config(self.tokenizer, vision, text)
-        export.export_open_clip(self.out / "rewards" / name, model, config, self.tokenizer)
+        export.export_open_clip(self.out / "rewards" / name, model, config, new_tokenizer())
 
 
 STEPS: Final[dict[str, Callable[[RecipeBuilder], None]]] = {
