@@ -50,12 +50,18 @@ def test_a_smaller_micro_batch_needs_less_memory(run: Config) -> None:
 
 
 def test_settings_the_published_code_lacks_raise_config_error(run: Config) -> None:
-    with pytest.raises(ConfigError, match="only DDIM and truncated"):
-        bench_training(settings(run, gradient="random"), "redder", CPU)
+    euler = run.model_copy(update={"chain": run.chain.model_copy(update={"scheduler": "euler"})})
+    with pytest.raises(ConfigError, match=r"only DDIM, and chain\.scheduler is euler"):
+        bench_training(euler, "redder", CPU)
     with pytest.raises(ConfigError, match="does not divide"):
         bench_training(settings(run, batch_size=4), "redder", CPU, micro_batch=3)
     with pytest.raises(ConfigError, match="profile sd15"):
         with_random_weights(run, Path("nowhere"))
+
+
+def test_the_published_gradient_is_compared_whatever_the_run_trains_with(run: Config) -> None:
+    compared = bench_training(settings(run, gradient="stop_gradient"), "redder", CPU, 1)
+    assert compared["gradient_max_rel_diff"] <= 1e-4
 
 
 def test_random_weights_in_the_published_layout(tmp_path: Path) -> None:

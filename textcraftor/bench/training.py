@@ -49,9 +49,13 @@ class StepComparison:
     def __init__(self, config: Config, mix: str, micro_batch: int | None, device: torch.device) -> None:
         if mix not in config.mix:
             raise ConfigError(unknown("mix", mix, config.mix))
-        if config.chain.scheduler != "ddim" or config.train.gradient != "truncated":
-            raise ConfigError("The published code supports only DDIM and truncated gradients: bench with those")
-        self.device, self.batch_size, self.tune = device, config.train.batch_size, config.train
+        if config.chain.scheduler != "ddim":
+            raise ConfigError(
+                f"The published code supports only DDIM, and chain.scheduler is {config.chain.scheduler}. Set it to ddim"
+            )
+        # The published code has one gradient, through the last steps; ours of the same kind is compared with it.
+        tune = config.train.model_copy(update={"gradient": "truncated"})
+        self.device, self.batch_size, self.tune = device, tune.batch_size, tune
         self.micro_batch = micro_batch or self.batch_size
         if self.batch_size % self.micro_batch:
             raise ConfigError(f"--micro-batch {micro_batch} does not divide train.batch_size = {self.batch_size}")
