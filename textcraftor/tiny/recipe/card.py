@@ -50,8 +50,8 @@ images. Each has one caption for good: a few are rich, and half of those describ
 the UNet can draw what its text encoder fails to express for rich prompts, and tuning the text encoder can close that gap.
 Why it is trained so, and where these weights differ: `docs/decisions/tiny-base.md`.
 
-`clip`, `heldout`, `pickscore` and `hpsv2` were trained contrastively on renders with correct captions, 60 % of them rich, and
-hard negatives that differ in one attribute. All four were then fine-tuned on images that the base drew at several stages of
+`clip` and `heldout` learned a scene's attributes first, then by contrast on renders with correct captions, 60 % of them rich,
+and hard negatives that differ in one attribute. `pickscore` and `hpsv2` start from `clip`. All four were then fine-tuned on images that the base drew at several stages of
 its training: `clip` and `heldout` on captions of what those show, `pickscore` and `hpsv2` also on the choices of two groups
 of synthetic annotators (P and H) between two images of one prompt. The annotators see pixels through the oracle, misread
 one claim in twenty, have tastes and err. `aesthetic` was trained on noisy ratings of gloss, contrast and spacing.
