@@ -54,7 +54,8 @@ Why it is trained so, and where these weights differ: `docs/decisions/tiny-base.
 and hard negatives that differ in one attribute. `pickscore` and `hpsv2` start from `clip`. All four were then fine-tuned on
 images that the base drew at several stages of its training: `clip` and `heldout` on captions of what those show, `pickscore`
 and `hpsv2` on the choices of two groups of synthetic annotators (P and H) between two images of one prompt. The annotators see
-pixels through the oracle, misread one claim in twenty, have tastes and err. `aesthetic` was trained on noisy ratings of gloss, contrast and spacing.
+pixels through the oracle, misread one claim in twenty, have tastes and err. `aesthetic` was trained on noisy ratings of gloss,
+contrast and spacing.
 
 ## Figures
 Measured by the recipe's last step on prompts and scenes that no step has seen: {count} prompts, 60 % rich, checked by the
