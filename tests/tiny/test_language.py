@@ -114,3 +114,9 @@ def test_sample_prompts_are_distinct_and_reproducible() -> None:
     plain = sum(prompt == reword(prompt) for prompt in prompts)
     assert 60 < plain < 140
     assert all(prompt == reword(prompt) for prompt in sample_prompts(50, seed=7, rich_fraction=0.0))
+
+
+def test_sample_prompts_can_be_short_and_of_two_objects() -> None:
+    claims = [parse(prompt) for prompt in sample_prompts(60, seed=7, rich_fraction=1.0, pair_fraction=1.0, omit=1.0)]
+    assert all(each and len(each.objects) == 2 and each.background is None and each.style is None for each in claims)
+    assert all(each and len(each.objects) == 1 for each in map(parse, sample_prompts(60, seed=7, pair_fraction=0.0)))

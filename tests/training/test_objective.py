@@ -10,7 +10,7 @@ import torch
 from tests.fixtures import Redness
 from textcraftor.bench.meters import peak_bytes
 from textcraftor.chain.sampler import Sampler
-from textcraftor.config import ChainConfig, TuneConfig
+from textcraftor.config import ChainConfig, TrainConfig, TuneConfig
 from textcraftor.errors import TrainingError
 from textcraftor.models.base import Base, TunedModel
 from textcraftor.rewards import RewardMix
@@ -100,6 +100,22 @@ def test_a_reward_without_a_gradient_is_named(base: Base, tuned: TunedModel) -> 
 def test_decoding_in_slices_is_the_same_gradient(base: Base, tuned: TunedModel, decode_size: int) -> None:
     whole, sliced = (gradient(objective(base, decode_size=size), tuned) for size in (None, decode_size))
     assert (whole - sliced).norm() <= 1e-5 * whole.norm()
+
+
+def test_clipping_bounds_what_each_image_adds(base: Base, tuned: TunedModel) -> None:
+    def clipped(max_norm: float, rows: slice = slice(0, 4)) -> torch.Tensor:
+        made = objective(base)
+        made = dataclasses.replace(made, tune=TrainConfig(**made.tune.model_dump(), max_prompt_grad_norm=max_norm))
+        tuned.text_encoder.zero_grad()
+        made.backward(batch(made).part(rows.start, rows.stop), tuned, 0)
+        return torch.cat([p.grad.flatten() for p in tuned.text_encoder.parameters() if p.grad is not None])
+
+    plain = gradient(objective(base), tuned)
+    assert torch.equal(clipped(1e6), plain)
+    small = clipped(1e-3)
+    one_by_one = torch.stack([clipped(1e-3, slice(n, n + 1)) for n in range(4)]).mean(0)
+    assert (small - one_by_one).norm() <= 1e-4 * small.norm() < 1e-4 * plain.norm()
+    assert (clipped(2e-3) - 2 * small).norm() <= 1e-4 * small.norm()  # all four are clipped
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "dpmsolver", "pndm", "UniPCMultistepScheduler", "HeunDiscreteScheduler"])

@@ -14,6 +14,11 @@ class SceneSource(Section):
     count: Positive = Field(4000, description="number of prompts")
     seed: int = Field(0, description="of the generator")
     rich_fraction: Fraction = Field(0.6, description="share of prompts in the rich language")
+    pair_fraction: Fraction = Field(0.4, description="share of prompts with two objects and their relation")
+    omit: Fraction = Field(
+        0.1,
+        description="probability that a rich prompt does not name its background, and likewise its style",
+    )
 
 
 class FileSource(Section):

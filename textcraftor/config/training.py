@@ -128,6 +128,11 @@ class TrainConfig(TuneConfig):
     images_per_prompt: Positive = Field(
         1, description="images of each prompt, from different noise, in the same micro batch. The reward diversity needs two"
     )
+    max_prompt_grad_norm: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="the gradient that each image sends to its prompt embeddings is clipped to this norm. Gradients through "
+        "many steps explode for single images, which would then decide the direction of the whole batch. None: not clipped",
+    )
     num_inference_steps: Positive | None = Field(
         None, description="denoising steps in training; with fewer, K steps cover more of the chain. None: as in sampling"
     )

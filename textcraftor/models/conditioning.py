@@ -34,6 +34,18 @@ class Conditioning:
         pooled = None if self.pooled is None else _leaf(self.pooled)
         return Conditioning(_leaf(self.prompt_embeds), pooled, self.time_ids)
 
+    def clip_gradients(self, max_norm: float) -> None:
+        """Scale each prompt's gradient, over all tensors and both halves of guidance, down to a norm of `max_norm`."""
+        gradients = [
+            tensor.grad for tensor in (self.prompt_embeds, self.pooled) if tensor is not None and tensor.grad is not None
+        ]
+        if gradients:
+            of_rows = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
+            of_prompts = torch.stack(of_rows.chunk(2)).norm(dim=0)
+            scale = (max_norm / of_prompts.clamp(min=max_norm)).repeat(2)
+            for gradient in gradients:
+                gradient *= scale.view(-1, *[1] * (gradient.dim() - 1))
+
     def backward(self, leaves: "Conditioning") -> None:
         """Backpropagate the gradients accumulated in `leaves`, which came from `detach`, through this graph."""
         pairs = [(self.prompt_embeds, leaves.prompt_embeds), (self.pooled, leaves.pooled)]

@@ -33,7 +33,7 @@ def read_source(source: PromptSource, root: Path) -> Rows:
     Raises PromptError when the file is missing, empty, not UTF-8, malformed, or lacks the column.
     """
     if isinstance(source, SceneSource):
-        return list(sample_prompts(source.count, source.seed, source.rich_fraction))
+        return list(sample_prompts(source.count, source.seed, source.rich_fraction, source.pair_fraction, source.omit))
     if source.origin and not (root / source.path).exists():
         raise PromptError(f"{root / source.path} does not exist. {source.origin}")
     return read_file(root / source.path, source.column)

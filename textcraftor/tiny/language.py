@@ -238,17 +238,20 @@ def reword(prompt: str) -> str:
     return plain_caption(claims) if claims else prompt
 
 
-def sample_prompts(count: int, seed: int, rich_fraction: float = 0.6, pair_fraction: float = 0.4) -> list[str]:
+def sample_prompts(
+    count: int, seed: int, rich_fraction: float = 0.6, pair_fraction: float = 0.4, omit: float = 0.1
+) -> list[str]:
     """Draw `count` distinct prompts; each is rich with probability `rich_fraction`, else plain.
 
-    A longer list with the same seed starts with the shorter one.
+    pair_fraction: share with two objects.  omit: as in `rich_caption`.  A longer list with the same seed starts with the
+    shorter one.
     """
     rng = np.random.default_rng(seed)
     prompts: dict[str, None] = {}
     while len(prompts) < count:
         scene = sample_scene(rng, pair_fraction)
         rich = rng.random() < rich_fraction
-        prompts.setdefault(rich_caption(scene, rng) if rich else plain_caption(scene))
+        prompts.setdefault(rich_caption(scene, rng, omit) if rich else plain_caption(scene))
     return list(prompts)
 
 

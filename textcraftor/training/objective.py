@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from textcraftor.chain.sampler import Sampler
-from textcraftor.config import TuneConfig
+from textcraftor.config import TrainConfig, TuneConfig
 from textcraftor.distributed.fsdp import is_sharded
 from textcraftor.errors import TrainingError
 from textcraftor.models.base import Base, TunedModel
@@ -51,6 +51,8 @@ class Objective:
             latents = self._denoise(leaves, tuned, batch, step)
             cotangent, values = self._score(latents, batch, share)
             latents.backward(cotangent)
+        if isinstance(self.tune, TrainConfig) and self.tune.max_prompt_grad_norm is not None:
+            leaves.clip_gradients(self.tune.max_prompt_grad_norm * share / len(batch.prompts))  # the loss is a mean
         conditioning.backward(leaves)
         return values
 
