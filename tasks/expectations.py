@@ -247,6 +247,8 @@ def _as_check(table: str, result: dict[str, Any]) -> Check:
     kwargs = expectation["kwargs"]
     examples = [_format_value(value) for value in found.get("partial_unexpected_list", [])[:EXAMPLES]]
     observed = found.get("observed_value")
+    if isinstance(observed, list):
+        observed = ", ".join(map(str, observed))
     return Check(
         table=table,
         meaning=expectation["meta"]["meaning"],

@@ -27,7 +27,7 @@ _PAGE: Final = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_bloc
   body { color: var(--ink); background: var(--paper) }
   table { border-collapse: collapse; width: 100% } td, li, p { overflow-wrap: anywhere }
   th, td { text-align: left; vertical-align: top; padding: .35em .7em; border-bottom: 1px solid var(--line) }
-  th { color: var(--muted) } td:nth-child(3) { white-space: nowrap }
+  th { color: var(--muted) } td:nth-child(1), td:nth-child(3) { white-space: nowrap }
   .held { color: var(--held) } .broken { color: var(--broken); font-weight: 600 }
   code { font-size: .85em; color: var(--muted) } ul { margin: .3em 0; padding-left: 1.2em }
   /* On a narrow page each expectation is a block. */

@@ -31,8 +31,29 @@ def test_a_caption_is_never_cut(monkeypatch):
     drawn = []
     monkeypatch.setattr(pictures.ImageDraw.ImageDraw, "multiline_text", lambda pen, at, text, **_: drawn.append(text))
     prompt = "on a grey background, a triangle, turquoise and tiny, on top of a crucifix that looks little and sapphire " * 4
-    pictures.side_by_side(["short", prompt], {"base": [plain("red")] * 2})
-    assert " ".join(drawn[1].split()) == prompt.strip()
+    for cell in (pictures.CELL, 128):
+        drawn.clear()
+        pictures.side_by_side(["short", prompt], {"base": [plain("red")] * 2}, cell=cell)
+        assert " ".join(drawn[1].split()) == prompt.strip()
+
+
+def test_a_title_is_never_cut(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(pictures.ImageDraw.ImageDraw, "multiline_text", lambda pen, at, text, **_: drawn.append(text))
+    title, narrow = "balanced in place of original, by strength", plain("red", 188)
+    image = pictures.titled(title, narrow)
+    (text,) = drawn
+    assert " ".join(text.split()) == title
+    assert max(map(pictures._font(":bold", pictures.TEXT_SIZE).getlength, text.split("\n"))) <= 188 - 2 * pictures.MARGIN
+    assert image.width == 188
+    assert image.height - 188 >= pictures.MARGIN + (text.count("\n") + 1) * pictures.TEXT_SIZE
+
+
+def test_captions_of_narrow_columns_stay_within_them():
+    prompts = ["", "W" * 30 + " MMMM WWWW MMMM " + "雪" * 40]
+    image = np.asarray(pictures.side_by_side(prompts[::-1], {"": [plain("white")] * 2}, cell=128))
+    assert (image[:, pictures.MARGIN + pictures.LABEL + 128 + pictures.GAP :] == 255).all()
+    assert (image < 255).any()
 
 
 def test_any_prompt_can_be_drawn():

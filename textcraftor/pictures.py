@@ -1,6 +1,5 @@
 """Conversion of image tensors to PIL images, and labelled image grids."""
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 CELL = 256  # pixels
 COLUMNS = 4
 GAP, MARGIN, LABEL = 8, 16, 28
-TEXT_SIZE, TEXT_LINES, TEXT_COLUMNS = 14, 16, 34  # lines: at most, for a prompt of 500 characters
+TEXT_SIZE, TEXT_LINES = 14, 16  # lines: at most, under a picture of CELL pixels; more under a smaller one
 TICK_SIZE, TICK_LINE = 12, 16
 PAPER, INK, MUTED, HOLDS, FAILS = "#ffffff", "#1c2024", "#60666c", "#1f7a4d", "#b3392f"
 
@@ -38,8 +37,7 @@ def side_by_side(
     columns = min(columns, len(prompts))
     lines = {label: [_tick_lines(each, small, cell) for each in of_images] for label, of_images in (ticks or {}).items()}
     heights = {label: cell + GAP + TICK_LINE * max(map(len, lines.get(label, [])), default=0) for label in rows}
-    wrap = textwrap.TextWrapper(TEXT_COLUMNS * cell // CELL, max_lines=TEXT_LINES, placeholder=" …")
-    texts = [wrap.wrap(prompt) for prompt in prompts]
+    texts = [_wrap(prompt, font, cell, TEXT_LINES * CELL // cell) for prompt in prompts]
     block_height = sum(heights.values()) + max(map(len, texts)) * (TEXT_SIZE + 4) + 2 * GAP
     blocks = -(-len(prompts) // columns)
     size = (2 * MARGIN + LABEL + columns * (cell + GAP) - GAP, 2 * MARGIN + blocks * block_height)
@@ -79,10 +77,12 @@ def triangle(rows: Sequence[Sequence[tuple[str, Image.Image]]], cell: int = CELL
 
 
 def titled(title: str, image: Image.Image) -> Image.Image:
-    """The image with a line of text above it."""
-    height = MARGIN + TEXT_SIZE + GAP
+    """The image with a title above it, in as many lines as its width makes necessary."""
+    font = _font(":bold", TEXT_SIZE)
+    lines = _wrap(title, font, image.width - 2 * MARGIN)
+    height = MARGIN + len(lines) * TEXT_SIZE + (len(lines) - 1) * 4 + GAP
     canvas = Image.new("RGB", (image.width, image.height + height), PAPER)
-    ImageDraw.Draw(canvas).text((MARGIN, MARGIN), title, fill=INK, font=_font(":bold", TEXT_SIZE))
+    ImageDraw.Draw(canvas).multiline_text((MARGIN, MARGIN), "\n".join(lines), fill=INK, font=font)
     canvas.paste(image, (0, height))
     return canvas
 
@@ -101,6 +101,32 @@ def stack(images: Sequence[Image.Image]) -> Image.Image:
 def _font(style: str, size: int) -> ImageFont.FreeTypeFont:
     # A font that matplotlib ships, so that the bytes are the same on every machine.
     return ImageFont.truetype(findfont(f"DejaVu Sans{style}"), size)
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int, most: int | None = None) -> list[str]:
+    """The text in lines that are at most `width` pixels wide. Of more than `most` lines, the last one ends in an ellipsis."""
+    lines = [""]
+    for word in text.split():
+        for piece in [word] if font.getlength(word) <= width else _pieces(word, font, width):
+            longer = f"{lines[-1]} {piece}" if lines[-1] else piece
+            if font.getlength(longer) <= width:
+                lines[-1] = longer
+            else:
+                lines.append(piece)
+    if most is None or len(lines) <= most:
+        return lines
+    return [*lines[: most - 1], f"{lines[most - 1][:-2]} …"]
+
+
+def _pieces(word: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """A word that is wider than a line (an address, Japanese), in pieces that are not."""
+    pieces = [""]
+    for letter in word:
+        if font.getlength(pieces[-1] + letter) <= width:
+            pieces[-1] += letter
+        else:
+            pieces.append(letter)
+    return pieces
 
 
 def _tick_lines(ticks: Sequence[Tick], font: ImageFont.FreeTypeFont, width: int) -> list[list[Tick]]:

@@ -19,12 +19,19 @@ needs_browser = pytest.mark.skipif(PROGRAM is None, reason="no Chromium on PATH:
 
 WIDTHS = (360, 768, 1120, 1500)  # pixels: a phone, a tablet, two screens
 
-# Measures a page in frames of several widths: what is wider than its frame, or cut inside it.
+# Measures a page in frames of several widths: what is wider than its frame or cut inside it, words and ticks broken in two.
 _FRAMES = """<!doctype html><meta charset="utf-8">{frames}<pre id="found"></pre><script>
 addEventListener("load", () => {{
   const found = [...document.querySelectorAll("iframe")].map(frame => {{
     const page = frame.contentDocument, width = page.documentElement.clientWidth
-    const cut = [...page.querySelectorAll("*")].filter(each =>
+    const lines = each => {{
+      const range = page.createRange()
+      range.selectNodeContents(each)
+      return new Set([...range.getClientRects()].map(line => line.top)).size
+    }}
+    const whole = each => each.matches("figcaption span") || !each.children.length && /^\\S{{1,20}}$/.test(each.innerText)
+    const broken = each => whole(each) && lines(each) > 1
+    const cut = [...page.querySelectorAll("*")].filter(each => broken(each) ||
       each.getBoundingClientRect().right > width + 1 || each.tagName == "TABLE" && each.scrollWidth > each.clientWidth + 1)
     const visible = [...page.querySelectorAll("td")].filter(each => each.getBoundingClientRect().width > 0).length
     const paper = frame.contentWindow.getComputedStyle(page.body).backgroundColor

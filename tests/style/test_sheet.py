@@ -17,8 +17,9 @@ def test_prompts_by_strengths_from_the_base_to_the_candidate(run: Run) -> None:
     status, out, _ = run("sheet", "--encoder", "balanced", "--strengths", "0, 0.5 1", *PROMPTS)
     assert status == 0 and out == "sheet.png\n"
     sheet = np.asarray(Image.open("sheet.png").convert("RGB"))
-    top = pictures.MARGIN + (pictures.MARGIN + pictures.TEXT_SIZE + pictures.GAP)
     step = CELL + pictures.GAP
+    grid = pictures.side_by_side(PROMPTS, {each: [Image.new("RGB", (1, 1))] * 2 for each in "123"}, cell=CELL)
+    top = pictures.MARGIN + len(sheet) - grid.height  # below the title
     for column, prompt in enumerate(PROMPTS):
         x = pictures.MARGIN + pictures.LABEL + column * step
         cells = [sheet[top + row * step :, x : x + CELL][:CELL:4, ::4] for row in range(3)]
