@@ -1,7 +1,10 @@
 """What tests share: a random Stable Diffusion, small enough to run in milliseconds, in the folder layout of the real one."""
 
+import copy
+import functools
 import os
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -113,9 +116,22 @@ def family_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return folders
 
 
+@functools.cache
+def loaded_base(folder: Path, dtype: Literal["float32", "bfloat16"] = "float32") -> Base:
+    """The base in `folder`, which is read once for all tests: they leave it as it is."""
+    return load_base(BaseConfig(path=str(folder), resolution=32, dtype=dtype), torch.device("cpu"))
+
+
+def own_base(folder: Path, dtype: Literal["float32", "bfloat16"] = "float32") -> Base:
+    """A copy of every module of the base in `folder`, for a test that may change them. The tokenizers are shared."""
+    loaded = loaded_base(folder, dtype)
+    tokenizers = [part for name, part in loaded.pipe.components.items() if name.startswith("tokenizer")]
+    return copy.deepcopy(loaded, {id(tokenizer): tokenizer for tokenizer in tokenizers})
+
+
 @pytest.fixture
 def base(base_folder: Path) -> Base:
-    return load_base(BaseConfig(path=str(base_folder), resolution=32), torch.device("cpu"))
+    return own_base(base_folder)
 
 
 @pytest.fixture

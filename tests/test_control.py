@@ -12,13 +12,13 @@ from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionXLImg2ImgPi
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.fixtures import CHAIN
+from tests.fixtures import CHAIN, own_base
 from textcraftor.candidate import Candidate
 from textcraftor.chain.sampler import Sampler
-from textcraftor.config import BaseConfig, Weights
+from textcraftor.config import Weights
 from textcraftor.control import Control
 from textcraftor.errors import ConfigError, ModelError
-from textcraftor.models.base import Base, load_base, load_candidate
+from textcraftor.models.base import Base, load_candidate
 from textcraftor.models.blended import load_blend, merge
 from textcraftor.models.negative_embedding import NegativeEmbedding
 from textcraftor.models.saving import save_module
@@ -31,7 +31,7 @@ NO_CHECKER = {"safety_checker": None, "feature_extractor": None, "requires_safet
 
 @pytest.fixture
 def family(family_folders: dict[str, Path]) -> Families:
-    return lambda name: load_base(BaseConfig(path=str(family_folders[name]), resolution=32), CPU)
+    return lambda name: own_base(family_folders[name])
 
 
 def tuned_folder(base: Base, folder: Path, seed: int) -> Path:

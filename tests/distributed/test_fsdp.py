@@ -4,20 +4,20 @@ import json
 import signal
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from tests.fixtures import Redness
+from tests.fixtures import Redness, own_base
 from tests.processes import in_processes
 from tests.training.test_stages import CPU
 from tests.training.test_trainer import FACTS, SETTINGS, interrupted, new_trainer, preview
-from textcraftor.config import BaseConfig, TuneConfig
+from textcraftor.config import TuneConfig
 from textcraftor.distributed import data_parallel, fsdp
 from textcraftor.errors import Preempted, RankFailure, TrainingError
-from textcraftor.models.base import TunedModel, load_base
+from textcraftor.models.base import TunedModel
 from textcraftor.models.lora import add_lora, merge_lora
 from textcraftor.training.checkpoint import Progress
 from textcraftor.training.data import Batch
@@ -28,9 +28,15 @@ from textcraftor.training.trainer import SUCCEEDED, Trainer
 Weights = Mapping[str, torch.Tensor]
 
 
-def new(folder: Path, module: str, reward: Redness | None = None, dtype: str = "float32", **settings: Any) -> Trainer:
+def new(
+    folder: Path,
+    module: str,
+    reward: Redness | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    **settings: Any,
+) -> Trainer:
     """A trainer of the text encoder or the UNet; with `shard` and two processes, its UNets are sharded."""
-    base = load_base(BaseConfig(path=str(folder), resolution=32, dtype=dtype), CPU)  # type: ignore[arg-type]
+    base = own_base(folder, dtype)
     tune = TuneConfig.model_validate({**SETTINGS.model_dump(), **settings})
     trainer = new_trainer(base, tune, reward or Redness(), switch_at=0.4)
     if module == "unet":
@@ -123,20 +129,20 @@ def test_bfloat16_rounds_gathered_weights_and_keeps_float32_gradients(family_fol
 def test_a_sharded_run_and_one_process_agree_and_resume_each_other(
     family_folders: dict[str, Path], tmp_path: Path, module: str
 ) -> None:
-    folder, settings = family_folders["sd1"], {"ema_decay": 0.5, "learning_rate": 1e-4, "steps": 3}
+    folder, settings = family_folders["sd1"], {"ema_decay": 0.5, "learning_rate": 1e-4, "steps": 2, "checkpoint_every": 1}
 
     class Killed(Exception):
         pass
 
-    def die_in_step_three(step: int) -> None:
-        if step == 2:
+    def die_in_step_two(step: int) -> None:
+        if step == 1:
             raise Killed
 
     def fit(batch_size: int, where: str, dies: bool = False, shard: bool = False) -> dict[str, torch.Tensor]:
         trainer = new(folder, module, batch_size=batch_size, shard=shard, **settings)
         if dies:
             with pytest.raises(Killed):
-                interrupted(trainer, die_in_step_three).fit(tmp_path / where, FACTS, preview(trainer))
+                interrupted(trainer, die_in_step_two).fit(tmp_path / where, FACTS, preview(trainer))
         else:
             trainer.fit(tmp_path / where, FACTS, preview(trainer))
         return fsdp.gather_on_rank0(trainer.module.state_dict())
@@ -207,7 +213,7 @@ def test_out_of_memory_in_a_sharded_unet_is_a_rank_failure(family_folders: dict[
 def test_a_sharded_unet_is_saved_as_a_plain_folder(family_folders: dict[str, Path], tmp_path: Path, method: str) -> None:
     def work() -> None:
         tune = TuneConfig(shard=True, method=method, lora_rank=2)  # type: ignore[arg-type]
-        base = load_base(BaseConfig(path=str(family_folders["sdxl"]), resolution=32), CPU)
+        base = own_base(family_folders["sdxl"])
         unet = base.trainable("unet")
         unet = add_lora(unet, tune) if method == "lora" else unet
         with torch.no_grad():

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.families import FAMILIES, sdxl
+from tests.fixtures import loaded_base, own_base
 from textcraftor.chain.sampler import Sampler
 from textcraftor.config import BaseConfig, ChainConfig
 from textcraftor.control import Control
@@ -33,7 +34,8 @@ Families = Callable[[str], Base]
 
 @pytest.fixture
 def family(family_folders: dict[str, Path]) -> Families:
-    return lambda name: load_base(BaseConfig(path=str(family_folders[name]), resolution=32), CPU)
+    """Loaded once. Tests leave them as they are; one that does not takes `own_base`."""
+    return lambda name: loaded_base(family_folders[name])
 
 
 def chain(scheduler: str, steps: int = 6) -> ChainConfig:
@@ -142,11 +144,11 @@ def test_checkpointed_and_plain_gradients_are_the_same(family: Families, name: s
 
 @pytest.mark.parametrize("scheduler", STOCK)
 @pytest.mark.parametrize("name", ["sd2", "sdxl"])
-def test_the_gradient_matches_finite_differences(family: Families, name: str, scheduler: str) -> None:
+def test_the_gradient_matches_finite_differences(family_folders: dict[str, Path], name: str, scheduler: str) -> None:
     """In float64, along a random direction of all encoders' weights, through every step. Two schedulers compute in
     float32 whatever they get: there the differences are rougher."""
     width, tolerance = (1e-6, 1e-4) if scheduler in ("ddim", "pndm") else (1e-5, 3e-3)
-    base = family(name)
+    base = own_base(family_folders[name])
     tuned = tuned_model(base)
     for module in (base.pipe.unet, *base.encoders.values(), *tuned.encoders.values()):
         module.double()

@@ -12,7 +12,7 @@ import pyarrow.parquet as parquet
 import pytest
 import requests
 from click.testing import CliRunner
-from mlflow import MlflowClient, cli
+from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, TEMPORARILY_UNAVAILABLE
 from prefect.states import Failed
@@ -93,6 +93,8 @@ def _delete_and_gc_run(store: MlflowClient, home: Path) -> None:
     assert run_id
     store.delete_run(run_id)
     arguments = ["--backend-store-uri", registry_store.tracking_uri(), "--run-ids", run_id]
+    from mlflow import cli  # takes a second to import
+
     collected = CliRunner().invoke(cli.gc, arguments)
     assert collected.exit_code == 0, collected.output
     with pytest.raises(MlflowException, match="not found"):
