@@ -3,7 +3,10 @@
 #   make full PROMPTS=my_prompts.txt   your own prompts      PROFILE=tiny  PROMOTE=auto|manual|never
 #   make full PREFECT_PORT=4300 MLFLOW_PORT=5100             fixed ports; otherwise 4200 and 5000 where they are free
 #   make test ARGS="-k gate"                                 pytest's own options; ARGS="-n 8" for more than two workers
-BIN := .venv/bin
+# MLflow cannot set up its database from packages whose path holds a %: then .venv is a link to an environment elsewhere.
+TEXTCRAFTOR_VENV ?= $(if $(findstring %,$(CURDIR)),$(HOME)/.cache/textcraftor/$(shell pwd -P 2>/dev/null | cksum | tr ' ' -),.venv)
+VENV := $(TEXTCRAFTOR_VENV)
+BIN := $(VENV)/bin
 STAMP := .venv/.complete
 # A program counts only if it runs: a shim of pyenv or asdf may be on PATH while what it stands for is not installed.
 UV := $(or $(shell uv --version >/dev/null 2>&1 && echo uv),.textcraftor/uv/bin/uv)
@@ -14,6 +17,10 @@ PYTHON ?= $(shell for each in $(BIN)/python python3.11 python3.12 python3 python
 READY := $(shell $(BIN)/python -Ic "import os, importlib.util as u; found = u.find_spec('textcraftor'); \
   print(found is not None and os.path.samefile(found.origin, 'textcraftor/__init__.py') or '')" 2>/dev/null)
 export UV_PYTHON_DOWNLOADS := never
+# As pip does: a company's proxy is known to the machine's list of certificate authorities, not to the one that uv brings.
+ifneq (,$(wildcard /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/cert.pem))
+export UV_SYSTEM_CERTS ?= true
+endif
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
@@ -36,9 +43,10 @@ setup: $(STAMP)
 # The stamp comes last, so an interrupted set-up is taken up again; without a change there is nothing to do.
 $(STAMP): requirements.lock pyproject.toml $(if $(READY),,always)
 	$(if $(shell "$(PYTHON)" -c "$(SUPPORTED)" </dev/null 2>/dev/null && echo yes),,$(error $(UNSUPPORTED)))
-	@test "$(READY)" || rm -rf .venv
+	@test "$(READY)" || rm -rf .venv "$(VENV)"
 	@command -v "$(UV)" >/dev/null || { $(PYTHON) -m venv .textcraftor/uv && .textcraftor/uv/bin/pip install --quiet uv; }
-	@test -x $(BIN)/python || "$(UV)" venv --quiet --python "$(PYTHON)" .venv
+	@test -x $(BIN)/python || "$(UV)" venv --quiet --python "$(PYTHON)" $(VENV)
+	@test -e .venv || ln -s "$(VENV)" .venv
 	"$(UV)" pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements.lock
 	"$(UV)" pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@

@@ -21,7 +21,7 @@ PROMOTED, FAILED, NOT_PROMOTED = 0, 1, 3
 async def print_summary(flow_run_name: str, log: Path) -> int:
     """Print scores, verdict, files and next commands of a run; return the exit status that says the same."""
     console = Console()
-    console.width = max(console.width, 100)  # a log file has no width; the table has
+    console.width = max(console.width, 80)  # a log file has no width; the tables have
     async with get_client() as client:
         state = await _state(client, flow_run_name)
     if state is None or not state.is_completed():
@@ -50,13 +50,13 @@ def next_commands(decision: Decision, candidate: str, workspace: Workspace) -> l
     model = "champion" if decision.verdict in ("promoted", "champion stays") else str(decision.version or candidate)
     params = "" if decision.version else f" --params {workspace.folder / 'params.yaml'}"
     commands = {
-        "make ui": "both UIs in the browser",
-        f'.venv/bin/textcraftor generate "a tiny crimson disc, shiny" --model {model}{params}': "draw with it",
-        "make full PROMPTS=my_prompts.txt": "the same with prompts of your own",
+        "make ui": "both UIs",
+        f'.venv/bin/textcraftor generate "a red star" --model {model}{params}': "draw with it",
+        "make full PROMPTS=my_prompts.txt": "your prompts",
     }
     if decision.verdict == "challenger":
         del commands["make full PROMPTS=my_prompts.txt"]
-        commands[f"make promote VERSION={decision.version}"] = "make it the champion"
+        commands[f"make promote VERSION={decision.version}"] = "choose it"
     width = max(map(len, commands))
     return [f"{command:<{width}}   {what}" for command, what in commands.items()]
 
@@ -109,12 +109,14 @@ def print_figures(console: Console, candidate: str, workspace: Workspace) -> Non
     title = f"{candidate}: base against tuned, {metrics['n_prompts']} held-out prompts"
     console.print(_table(title, score_rows(metrics)))
     if claims:
+        console.print()
         console.print(_table("claims of the prompts that hold", claim_rows(claims)))
     console.print(f"{candidate}: {headline(metrics, claims)}\n{losses(metrics, claims)}\n")
 
 
 def _table(title: str, rows: list[Row]) -> Table:
-    table = Table(title=title)
+    # Without lines, because the table of judges fits 80 columns so.
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in rows[0]:
         table.add_column(column, justify="left" if column in ("judge", "trained on", "claim") else "right", no_wrap=True)
     for row in rows:

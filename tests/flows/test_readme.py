@@ -152,7 +152,8 @@ def visit(tmp_path_factory: pytest.TempPathFactory, their_server: TheirServer) -
     if (folder / ".git").exists():
         subprocess.run((*GIT, "-C", str(folder), "commit", "-qam", "what this visitor changed"), check=STAGES != "full")
     name_their_server(folder, their_server, theirs)
-    shell = Shell(folder, {"CUDA_VISIBLE_DEVICES": ""} if STAGES == "toy" else {})  # to count GPUs takes seconds
+    # To count GPUs takes seconds; the packages of the toys lie in the environment that runs the tests.
+    shell = Shell(folder, {"CUDA_VISIBLE_DEVICES": "", "TEXTCRAFTOR_VENV": ".venv"} if STAGES == "toy" else {})
     done = shell.run(command("make full PROMOTE="))
     assert done.returncode == 0, done.stdout + done.stderr
     return Visit(shell, done.stdout, theirs, their_server.callers)

@@ -1,7 +1,10 @@
 """What the terminal shows of a run: a line a stage, its progress and the time left."""
 
 import io
+import json
+import re
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +13,7 @@ from prefect import flow, get_client, task
 from prefect.logging import get_run_logger
 from rich.console import Console
 
-from flows.summary import next_commands
+from flows.summary import next_commands, print_figures
 from flows.terminal import RunView, Stage, Terminal, duration
 from tasks.decision import Decision
 from tasks.workspace import Workspace
@@ -86,4 +89,20 @@ def test_durations(seconds: float, said: str) -> None:
 def test_three_commands_go_on_from_each_verdict(verdict: Any, version: int | None, commands: list[str]) -> None:
     lines = next_commands(Decision(verdict=verdict, why="", version=version), "balanced", Workspace(ROOT))
     assert len(lines) == 3 and lines[0].startswith("make ui")
+    assert not version or max(map(len, lines)) <= 78, "two columns to the left, and a terminal has 80"
     assert all(command in said for command, said in zip(commands, lines[1:], strict=True))
+
+
+def test_the_tables_fit_a_terminal_of_80_columns(tmp_path: Path) -> None:
+    """The widest rows that our profile has, as README shows them."""
+    figures = {"mean": 16.887, "base_mean": 12.975, "delta": 3.912, "ci_low": -3.542, "ci_high": 4.291, "win_rate": 1.0}
+    judges = {name: {**figures, "trained_on": False} for name in ("aesthetic", "oracle_diversity")}
+    metrics = {"n_prompts": 256, "judges": judges, "diversity": {**figures, "ratio": 0.953}}
+    folder = tmp_path / "data/reports/balanced"
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    stream = io.StringIO()
+    print_figures(Console(file=stream, width=80), "balanced", Workspace(tmp_path))
+    lines = stream.getvalue().splitlines()
+    assert lines[0].startswith("balanced: base against tuned") and lines[1].split()[0] == "judge"
+    assert re.fullmatch(r"oracle_diversity +no +\S+ +\S+ +\S+ +\S+ \.\. \S+ +100%", lines[3]), lines[3]

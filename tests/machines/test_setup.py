@@ -15,6 +15,7 @@ VENV = Path(sys.executable).parents[1]
 TOOLS = (
     "cat",
     "chmod",
+    "cksum",
     "dirname",
     "echo",
     "env",
@@ -47,8 +48,9 @@ exec REAL -c "import sys; sys.version_info = (COMMAS, 0, 'final', 0); sys.implem
 UV = f"""#!/bin/sh
 echo "uv $*" >> "$LOG"
 [ "$1" = python ] && exit 2
-[ "$1" = venv ] && {{ mkdir -p .venv; ln -s {VENV}/bin {VENV}/lib .venv; cat {VENV}/pyvenv.cfg > .venv/pyvenv.cfg; }}
-exit 0
+[ "$1" = venv ] || exit 0
+for made; do :; done  # the last argument
+mkdir -p "$made"; ln -s {VENV}/bin {VENV}/lib "$made"; cat {VENV}/pyvenv.cfg > "$made/pyvenv.cfg"
 """
 BROKEN = "#!/bin/sh\necho 'pyenv: {name}: command not found' >&2\nexit 127\n"
 READS_INPUT = "#!/bin/sh\nread answer\nexit 9\n"
@@ -57,10 +59,10 @@ READS_INPUT = "#!/bin/sh\nread answer\nexit 9\n"
 class Machine:
     """A copy of what `make setup` reads, and a PATH with chosen programs."""
 
-    def __init__(self, folder: Path, **programs: str) -> None:
-        self.project, self.bin, self.log = folder / "project", folder / "bin", folder / "log"
+    def __init__(self, folder: Path, name: str = "project", **programs: str) -> None:
+        self.project, self.bin, self.log = folder / name, folder / "bin", folder / "log"
         (self.project / ".dvc").mkdir(parents=True)
-        for name in (
+        for each in (
             "Makefile",
             "requirements.lock",
             "pyproject.toml",
@@ -69,7 +71,7 @@ class Machine:
             ".dvc/config",
             ".dvc/.gitignore",
         ):
-            shutil.copyfile(ROOT / name, self.project / name)
+            shutil.copyfile(ROOT / each, self.project / each)
         self.no_scm = self.project / ".dvc/config.local"  # there already, so that the slow `dvc config` is not needed
         self.no_scm.write_text("[core]\n    no_scm = true\n")
         (self.project / "textcraftor").mkdir()
@@ -80,8 +82,8 @@ class Machine:
                 (self.bin / tool).symlink_to(found)
         (folder / "uv").write_text(UV)
         (folder / "uv").chmod(0o755)
-        for name, kind in {"uv": "uv", **programs}.items():
-            self.install(name, kind)
+        for program, kind in {"uv": "uv", **programs}.items():
+            self.install(program, kind)
 
     def install(self, name: str, kind: str) -> None:
         """kind: a version ("3.12", "pypy 3.11"), "broken" or "reads input"; for uv, "uv" or "absent"."""
@@ -96,7 +98,7 @@ class Machine:
     def make(self, *arguments: str, shell: str = "/bin/sh") -> "subprocess.CompletedProcess[str]":
         environment = {
             "PATH": str(self.bin),
-            "HOME": str(self.project),
+            "HOME": str(self.log.parent),
             "LOG": str(self.log),
             "FAKE_UV": str(self.log.with_name("uv")),
         }
@@ -179,6 +181,25 @@ def test_a_python_in_a_folder_with_a_space_can_be_named(tmp_path: Path) -> None:
     folder.mkdir()
     (machine.bin / "python3.12").rename(folder / "python3.12")
     assert machine.make(f"PYTHON={folder}/python3.12", "setup").returncode == 0
+
+
+def test_no_package_lies_below_a_folder_with_a_percent_sign(tmp_path: Path) -> None:
+    """MLflow's server ends there: `invalid interpolation syntax`. The toy stages' walk takes its packages from elsewhere."""
+    machine = Machine(tmp_path, "100%2F", **{"python3.12": "3.12"})
+    for _ in range(2):
+        done = machine.make()
+        assert done.returncode == 0, done.stderr
+        venv = machine.project / ".venv"
+        assert "%" not in str(venv.resolve()) and (venv / "bin/python").exists() and (venv / ".complete").exists()
+        assert f"uv pip sync --quiet --compile-bytecode --python {venv.resolve()}/bin/python" in "\n".join(machine.calls)
+
+
+def test_packages_are_fetched_as_the_machine_trusts_servers(tmp_path: Path) -> None:
+    if not Path("/etc/ssl/certs/ca-certificates.crt").exists():
+        pytest.skip("this machine has no /etc/ssl/certs/ca-certificates.crt")
+    machine = Machine(tmp_path, **{"python3.12": "3.12"})
+    done = machine.make("-p", "-n", "setup")
+    assert "UV_SYSTEM_CERTS = true" in done.stdout
 
 
 def test_make_runs_no_command_without_a_shell() -> None:
