@@ -30,7 +30,7 @@ def test_config_prints_every_setting(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     status, out, _ = run(monkeypatch, capsys, "config")
-    assert status == 0 and "num_inference_steps: 15" in out and "weight_decay: 0.01" in out
+    assert status == 0 and "num_inference_steps: 10" in out and "weight_decay: 0.01" in out
 
 
 def test_a_verb_of_the_pipeline_waits_for_no_model_library() -> None:

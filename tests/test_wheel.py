@@ -64,7 +64,7 @@ def test_the_wheel_holds_the_library_alone(wheel: Path) -> None:
 
 def test_an_installed_wheel_works_in_an_empty_folder_beside_foreign_tasks(python: Path, tmp_path: Path) -> None:
     done = textcraftor(python, tmp_path, "config", "--profile", "tiny")
-    assert done.returncode == 0 and "num_inference_steps: 15" in done.stdout, done.stderr
+    assert done.returncode == 0 and "num_inference_steps: 10" in done.stdout, done.stderr
     where = subprocess.run(
         [str(python), "-c", "import textcraftor; print(textcraftor.__file__)"], cwd=tmp_path, capture_output=True, text=True
     )

@@ -94,12 +94,6 @@ class TuneConfig(Section):
             )
         return self
 
-    @model_validator(mode="after")
-    def _warm_up_fits(self) -> "TuneConfig":
-        if self.decay != "constant" and self.warmup_steps >= self.steps:
-            raise ValueError(f"warmup_steps = {self.warmup_steps} leaves no step of {self.steps} to decay over")
-        return self
-
 
 class TrainConfig(TuneConfig):
     """Tuning the text encoder on prompts alone (paper section 3.2.2)."""
