@@ -1,7 +1,9 @@
 """dvc.yaml: its commands parse, its parameters and dependencies exist, and the right stages run when an input changes."""
 
+import copy
 import os
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -69,6 +71,18 @@ def test_the_checkpoint_interval_retrains_no_finished_mix(tmp_path: Path) -> Non
 
     assert train(checkpoint_every=7, checkpoint_minutes=3) == train()
     assert train(steps=7) != train()
+
+
+def test_every_artifact_is_an_output() -> None:
+    of_mixes = [f"{stage['outs'][0]}".replace("${item}", "balanced") for stage in STAGES.values()]
+    with Repo(str(ROOT)) as repo:
+        (found,) = repo.artifacts.read().values()
+    assert {name: artifact.type for name, artifact in found.items()} == {
+        "prompts": "dataset",
+        "balanced": "model",
+        "aesthetic": "model",
+    }
+    assert {artifact.path.replace("aesthetic", "balanced") for artifact in found.values()} <= {*of_mixes}
 
 
 def test_every_dependency_is_an_output_or_shipped() -> None:
@@ -184,6 +198,26 @@ def test_without_a_change_nothing_but_resolve_runs(pipeline: Pipeline) -> None:
     assert (pipeline.folder / "dvc.lock").read_bytes() == lock
     with Repo(str(pipeline.folder)) as repo:
         assert list(repo.status().values()) == [["always changed"]]
+
+
+def test_a_clone_that_pulled_computes_nothing_again(pipeline: Pipeline, tmp_path: Path) -> None:
+    with Repo(str(pipeline.folder)) as repo:
+        with repo.config.edit() as settings:
+            settings["remote"]["store"] = {"url": str(tmp_path / "store")}
+            settings["core"]["remote"] = "store"
+        assert repo.push() > 0
+        outs = [Path(out.fs_path) for out in repo.index.outs if out.use_cache]
+    clone = copy.copy(pipeline)
+    clone.folder = tmp_path / "clone"
+    left_out = {*outs, pipeline.folder / ".dvc/cache", pipeline.folder / ".dvc/tmp"}
+    shutil.copytree(
+        pipeline.folder,
+        clone.folder,
+        ignore=lambda folder, names: [name for name in names if Path(folder) / name in left_out],
+    )
+    with Repo(str(clone.folder)) as repo:
+        repo.pull()
+    assert clone.reproduce() == {"resolve"}
 
 
 @pytest.mark.parametrize(
