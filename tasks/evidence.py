@@ -2,7 +2,7 @@
 
 Layout of a candidate's folder, in the registry and on disk after `fetch`:
 
-    text_encoder/  unet/ (when tuned)  grids/  MODEL_CARD.md  statement.dsse.json
+    text_encoder/ (unless the UNet alone is tuned)  unet/ (when tuned)  grids/  MODEL_CARD.md  statement.dsse.json
     proof.json  history.csv  training.dsse.json  trained-on.parquet, those of a tuned UNet beginning with `unet-`
     blend.json     parts/ (of a blend, in place of the above)
     evidence/      gate.json (this candidate's record)  scores.parquet  base-scores.parquet, each with its signature
@@ -18,6 +18,7 @@ from typing import Any
 from tasks.workspace import Workspace
 from textcraftor import layout
 from textcraftor.artifact import write_json
+from textcraftor.candidate import UNET_PREFIX, is_unet_alone
 from textcraftor.errors import ModelError, Unproven
 from textcraftor.evaluate.scores import Scores
 from textcraftor.signing import Keyring, Statement
@@ -40,12 +41,15 @@ def assemble(name: str, record: Record, workspace: Workspace, folder: Path) -> N
     """Copy a candidate of the workspace and all evidence for or against it into `folder`."""
     root = workspace.folder
     # The update of a LoRA, which is merged into the weights already, stays behind.
-    shutil.copytree(root / layout.candidate_folder(name), folder, ignore=lambda *_: {"lora"})
+    tuned = root / layout.unet_folder(layout.mix_of(name))
+    if layout.has_tuned_unet(name) and is_unet_alone(tuned):
+        shutil.copytree(tuned / "grids", folder / "grids")
+    else:
+        shutil.copytree(root / layout.candidate_folder(name), folder, ignore=lambda *_: {"lora"})
     if layout.has_tuned_unet(name):
-        tuned = root / layout.unet_folder(layout.mix_of(name))
         shutil.copytree(tuned / "unet", folder / "unet")
         for path in tuned.glob("*.*"):
-            shutil.copyfile(path, folder / f"unet-{path.name}")
+            shutil.copyfile(path, folder / f"{UNET_PREFIX}{path.name}")
     shutil.copytree(workspace.report(name), folder / "evidence")
     for source, target in (
         (layout.scores_file(name), SCORES),

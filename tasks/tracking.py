@@ -28,11 +28,11 @@ from tasks.evidence import Record, assemble, certify, identity
 from tasks.links import evidence_file, report_page
 from tasks.store import ARTIFACT, RegistryUnavailable, client, scratch, tracking_uri, without_credentials
 from tasks.workspace import Workspace
-from textcraftor.candidate import Candidate
+from textcraftor.candidate import Candidate, is_unet_alone
 from textcraftor.config import Config, Weights
 from textcraftor.errors import ConfigError, Unproven
 from textcraftor.evaluate.figures import claim_rows, headline, losses, plain_table, read_claims, rule_rows, score_rows
-from textcraftor.layout import blend_of, has_tuned_unet, mix_of
+from textcraftor.layout import blend_of, has_tuned_unet, mix_of, unet_folder
 
 CARD = Path(__file__).resolve().parents[1] / "mlflow/model_card.md.j2"
 BATCH = 500  # metrics a request
@@ -171,6 +171,7 @@ def model_card(
         metrics=metrics,
         config=workspace.config,
         mix=mix_of(name),
+        unet_alone=has_tuned_unet(name) and is_unet_alone(workspace.folder / unet_folder(mix_of(name))),
         blend=_blend(name, workspace.config),
         headline=headline(metrics, claims),
         losses=losses(metrics, claims),

@@ -218,6 +218,8 @@ def test_a_clone_that_pulled_computes_nothing_again(pipeline: Pipeline, tmp_path
     with Repo(str(clone.folder)) as repo:
         repo.pull()
     assert clone.reproduce() == {"resolve"}
+    Repo.get(str(pipeline.folder), "data/encoders/balanced", out=str(tmp_path / "taken"))
+    assert (tmp_path / "taken/weights").read_text() == "train@balanced"
 
 
 @pytest.mark.parametrize(

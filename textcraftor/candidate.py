@@ -1,5 +1,6 @@
 """A candidate for promotion: folders of tuned weights and their digest. Importing this needs no torch."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ from textcraftor.layout import (
 
 ENCODER_PARTS = ("text_encoder", "text_encoder_2", "negative_embedding")
 PARTS = (*ENCODER_PARTS, "unet")
+UNET_PREFIX = "unet-"  # of the files of a UNet's training, where they lie beside those of its text encoder's
 BLEND_FILE = "blend.json"
 BLEND_PARTS = "parts"  # folder of a saved blend's encoders, each laid out like data/encoders/MIX
 
@@ -89,7 +91,7 @@ class Candidate:
     @classmethod
     def find(cls, name: str, root: Path) -> "Candidate":
         """Look a candidate up: `base`, a mix, a mix with its tuned UNet (`MIX-unet`), a saved blend (`blend-NAME`), or a folder
-        laid out like theirs.
+        laid out like theirs. A UNet that was tuned on the original text encoder is a candidate without one.
 
         root: the workspace.  A folder is relative to the current one and written with a slash: a plain name is never a folder.
         Raises ModelError when there is no such candidate.
@@ -104,6 +106,8 @@ class Candidate:
                 )
             return replace(cls.at(root / blend_folder(blend)), name=name)
         mix = mix_of(name)
+        if has_tuned_unet(name) and "/" not in name and is_unet_alone(root / unet_folder(mix)):
+            return cls(name, unet=_weights(root / unet_folder(mix) / "unet"))
         encoders = root / encoder_folder(mix)
         if "/" in name or not encoders.is_dir():
             if "/" in name and Path(name).is_dir():
@@ -120,12 +124,22 @@ class Candidate:
         """The candidate in a folder laid out like data/encoders/MIX or data/blends/NAME. Raises ModelError for any other."""
         if blend := SavedBlend.read(folder):
             return cls(folder.resolve().name, blend=blend)
+        if is_unet_alone(folder):
+            return cls(folder.resolve().name, unet=_weights(folder / "unet"))
         return cls(folder.resolve().name, **_encoders(folder), unet=_weights(folder / "unet", optional=True))
 
     @cached_property
     def digest(self) -> str:
         """sha256 over the folders of weights, as named in gate records. Empty for the base."""
         return parts_digest({part: digest(path) for part, path in self.parts.items()})
+
+
+def is_unet_alone(folder: Path) -> bool:
+    """Whether a folder holds a UNet that was tuned on the base's text encoder, by the proof of its training."""
+    for name in (f"{UNET_PREFIX}proof.json", "proof.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return bool(json.loads((folder / name).read_text(encoding="utf-8"))["config"]["tune"]["encoder"] == "original")
+    return False
 
 
 def parts_digest(digests: Mapping[str, str]) -> str:

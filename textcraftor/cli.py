@@ -113,12 +113,12 @@ def train(
 
 @app.command("train-unet")
 def train_unet(
-    mix: Annotated[str, typer.Option(help="A mix whose text encoder is tuned.")],
+    mix: Annotated[str, typer.Option(help="A mix, whose text encoder is tuned unless train_unet.encoder is original.")],
     params: Params = PARAMS,
     profile: Profile = None,
     device: Device = "auto",
 ) -> None:
-    """Tune the UNet on the frozen tuned text encoder of a mix."""
+    """Tune the UNet on a frozen text encoder: the mix's tuned one, or the original (train_unet.encoder)."""
     run = configuration.load(params, profile=profile)
     _require_downloads(run, params.parent)
     from textcraftor.device import choose_device

@@ -144,9 +144,7 @@ class Control:
         else:
             require_same_architecture(name, model, pipe)
         if model.unet:
-            raise ModelError(
-                f"{name} has a UNet of its own, and only embeddings are blended here. Blend its text encoder alone"
-            )
+            raise ModelError(f"{name} has a UNet of its own, and only embeddings are blended here. Blend text encoders alone")
         speaker = copy.copy(pipe)  # its components are the pipeline's, but for the encoders
         for part, encoder in model.encoders.items():
             setattr(speaker, part, encoder.to(pipe._execution_device))

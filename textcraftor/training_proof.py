@@ -18,7 +18,7 @@ from polars.exceptions import PolarsError
 from securesystemslib.signer import Key
 
 from textcraftor.artifact import digest
-from textcraftor.candidate import BLEND_PARTS, PARTS, Candidate
+from textcraftor.candidate import BLEND_PARTS, PARTS, UNET_PREFIX, Candidate
 from textcraftor.errors import Unproven
 from textcraftor.prompts.table import prompt_id
 from textcraftor.signing import Keyring, Statement, open_envelope, sign
@@ -27,7 +27,6 @@ KIND: Final = "urn:textcraftor:training:v1"
 STATEMENT: Final = "training.dsse.json"
 PROMPTS: Final = "trained-on.parquet"
 PROOF: Final = "proof.json"
-UNET_PREFIX: Final = "unet-"  # of the files of a UNet's training, where they lie beside those of its text encoder's
 
 
 @dataclass(frozen=True)

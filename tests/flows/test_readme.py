@@ -51,6 +51,15 @@ ODD = "Größe 100%2F #1 what?"  # where people keep their projects; they reach 
 
 # What a test cannot do, and why. All else that the README tells its reader to type of other programs than ours is typed below.
 SET_ASIDE = {
+    **dict.fromkeys(
+        (
+            "dvc remote add --default store /mnt/share/textcraftor",
+            "dvc push",
+            "dvc pull",
+            "dvc get REPOSITORY data/encoders/balanced",
+        ),
+        "tests/test_dvc.py shares a folder by a remote",
+    ),
     "make test": "these are the tests",
     'make test ARGS="-k gate"': "these are the tests",
     command("make test ARGS=tests/flows"): "this walk",

@@ -19,7 +19,7 @@ from textcraftor.errors import Unproven
 from textcraftor.evaluate.gate import gate
 from textcraftor.evaluate.scores import Scores
 from textcraftor.evaluate.signed_scores import write_signed
-from textcraftor.layout import BASE, encoder_folder, report_folder
+from textcraftor.layout import BASE, encoder_folder, report_folder, unet_folder
 from textcraftor.prompts.table import prompt_id
 from textcraftor.signing import Keyring
 from textcraftor.trust.policy import Policy
@@ -94,6 +94,28 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 def assembled(workspace: Workspace, name: str, folder: Path) -> Path:
     assemble(name, read_verdict.fn(workspace).records[name], workspace, folder)
     return folder
+
+
+def test_the_evidence_of_a_unet_alone_has_no_encoder(workspace: Workspace, tmp_path: Path) -> None:
+    """The UNet was tuned on the original encoder: the mix's own, which lies there too, is no part of the candidate."""
+    root = tmp_path / "gated"
+    shutil.copytree(workspace.folder, root)
+    tuned, name = root / unet_folder("balanced"), "balanced-unet"
+    for path, text in {"unet/config.json": "{}", "unet/model.safetensors": "weights", "grids/step_000000.png": ""}.items():
+        (tuned / path).parent.mkdir(parents=True, exist_ok=True)
+        (tuned / path).write_text(text)
+    (tuned / "proof.json").write_text(json.dumps({"config": {"tune": {"encoder": "original"}}}))
+    keyring = Keyring(root)
+    training_proof.write(tuned, ["unet"], ["another prompt"], TRAINED, keyring)
+    write_signed(scores(name, Candidate.find(name, root).digest, 0.2), root)
+    (root / report_folder(name)).mkdir(parents=True)
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    (root / "params.yaml").write_text(yaml.safe_dump({**params, "unet_mixes": ["balanced"]}))
+    gate(Workspace(root).config, root)
+    folder = assembled(Workspace(root), name, tmp_path / name)
+    assert Candidate.at(folder).parts == {"unet": folder / "unet"} and not (folder / "text_encoder").exists()
+    certify(folder, Workspace(root).config.registry.name, root)
+    assert verify(folder, Workspace(root).config.registry.name, root).scores.candidate == name
 
 
 def test_what_passes_the_policy_gets_a_statement_and_what_does_not_gets_none(workspace: Workspace, tmp_path: Path) -> None:

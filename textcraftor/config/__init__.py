@@ -14,7 +14,7 @@ from textcraftor.config.prompts import FileSource, PromptsConfig, PromptSource, 
 from textcraftor.config.rewards import Mix, RewardConfig
 from textcraftor.config.run import Config
 from textcraftor.config.section import Fraction, Name, NamedFile, Positive, Section, locate, named_files
-from textcraftor.config.training import TrainConfig, TuneConfig
+from textcraftor.config.training import TrainConfig, TrainUnetConfig, TuneConfig
 
 __all__ = [
     "MATRIX",
@@ -46,6 +46,7 @@ __all__ = [
     "Section",
     "Term",
     "TrainConfig",
+    "TrainUnetConfig",
     "TuneConfig",
     "Weights",
     "is_term",

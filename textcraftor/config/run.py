@@ -12,7 +12,7 @@ from textcraftor.config.judging import MATRIX, ORACLE_JUDGES, EvaluateConfig, Ga
 from textcraftor.config.prompts import PromptsConfig
 from textcraftor.config.rewards import Mix, RewardConfig
 from textcraftor.config.section import Name, Positive, Section
-from textcraftor.config.training import TrainConfig, TuneConfig
+from textcraftor.config.training import TrainConfig, TrainUnetConfig
 from textcraftor.errors import ConfigError, unknown
 from textcraftor.layout import ENCODERS, blend_candidate, candidate_name
 
@@ -47,7 +47,7 @@ class Config(Section):
     blend: dict[Name, BlendConfig] = Field(default_factory=dict, description="blends of the original and mixes, by name")
     prepare: PrepareConfig = PrepareConfig()
     train: TrainConfig = TrainConfig()
-    train_unet: TuneConfig = TuneConfig()
+    train_unet: TrainUnetConfig = TrainUnetConfig()
     evaluate: EvaluateConfig
     gate: GateConfig
     registry: RegistryConfig

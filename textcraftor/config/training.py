@@ -95,6 +95,16 @@ class TuneConfig(Section):
         return self
 
 
+class TrainUnetConfig(TuneConfig):
+    """Tuning the UNet (paper section 3.3)."""
+
+    encoder: Literal["tuned", "original"] = Field(
+        "tuned",
+        description="the frozen text encoder that the UNet is tuned on: tuned, the mix's own, or original, the base's. On the "
+        "original one, the candidate MIX-unet is a UNet alone, and the mix's encoder need not exist (paper table 1, UNet)",
+    )
+
+
 class TrainConfig(TuneConfig):
     """Tuning the text encoder on prompts alone (paper section 3.2.2)."""
 

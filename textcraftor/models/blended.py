@@ -73,7 +73,7 @@ def load_blend(candidates: Mapping[str, Candidate], weights: Weights, base: Base
     for name, model in models.items():
         if model and model.unet:
             raise ModelError(
-                f"{name} has a UNet of its own, and only embeddings are blended here. Blend its text encoder alone, or merge "
+                f"{name} has a UNet of its own, and only embeddings are blended here. Blend text encoders alone, or merge "
                 "the weights (--space weights)"
             )
     return BlendedModel({ORIGINAL: None, **models}, weights)

@@ -1,4 +1,4 @@
-"""The two training stages: the text encoder on a reward mix, then (optionally) the UNet on the frozen tuned encoder.
+"""The two training stages: the text encoder on a reward mix, then (optionally) the UNet on a frozen text encoder.
 
 They load what `prepare` computed, run the trainer and write an artifact with its proof.
 """
@@ -23,7 +23,7 @@ from textcraftor.candidate import Candidate
 from textcraftor.chain.sampler import Sampler
 from textcraftor.config import Config, TrainConfig, TuneConfig
 from textcraftor.distributed import data_parallel, fsdp
-from textcraftor.errors import ConfigError, ModelError, unknown
+from textcraftor.errors import ConfigError, unknown
 from textcraftor.heldout import require_held_out
 from textcraftor.layout import LATENTS, TRAIN_PROMPTS, encoder_folder, training_lock, training_state, unet_folder
 from textcraftor.models.base import Base, TunedModel, load_base, load_candidate
@@ -66,7 +66,7 @@ def train_text_encoder(config: Config, mix: str, root: Path, device: torch.devic
 
 
 def train_unet(config: Config, mix: str, root: Path, device: torch.device) -> Path:
-    """Stage `train-unet@MIX`: tune the UNet on the mix's frozen text encoder; returns `data/unets/MIX`.
+    """Stage `train-unet@MIX`: tune the UNet on a frozen text encoder, the mix's or the base's; returns `data/unets/MIX`.
 
     The same loss, the other module (paper section 3.3). Raises as `train_text_encoder` does.
     """
@@ -74,14 +74,15 @@ def train_unet(config: Config, mix: str, root: Path, device: torch.device) -> Pa
     trained_weights = require_held_out(config, weights, root)
     device = data_parallel.start(device)
     base = load_base(config.base.at(root), device)
-    candidate = Candidate.find(mix, root)
-    frozen = load_candidate(candidate, base)
-    if frozen is None:
-        raise ModelError("The UNet is tuned on a tuned text encoder, and the base has none. Train a mix first")
+    if config.train_unet.encoder == "original":
+        frozen, encoders = TunedModel(), {}
+    else:
+        candidate = Candidate.find(mix, root)
+        frozen, encoders = load_candidate(candidate, base) or TunedModel(), candidate.parts
     unet: dict[str, Any] = {"unet": _trainable(base, "unet", config.train_unet)}
     meta_copies = {name: fsdp.meta_copy(module) for name, module in unet.items()}
     trainer, inputs = _build_trainer(config, config.train_unet, weights, root, base, replace(frozen, **unet), unet)
-    record = _proof(config, root, config.train_unet, weights, {**inputs, **candidate.parts})
+    record = _proof(config, root, config.train_unet, weights, {**inputs, **encoders})
     record["trained_weights"] = trained_weights
     return _run(trainer, "train-unet", mix, record, config, root, unet, meta_copies)
 
