@@ -12,7 +12,7 @@ from xdist.scheduler import LoadFileScheduling
 ONE_SERVER = ("flows/test_full.py", "flows/test_scheduling.py", "flows/test_terminal.py", "flows/test_deploy.py")
 LONGEST_FIRST = (
     *("flows/test_readme.py", *ONE_SERVER),
-    *("distributed/test_fsdp.py", "models/test_families.py", "training/test_stages.py", "distributed/test_launchers.py"),
+    *("distributed/test_fsdp.py", "training/test_stages.py", "distributed/test_launchers.py", "models/test_families.py"),
     *("invariants/test_one_way.py", "tasks/test_kills.py", "tasks/test_champion.py", "tiny/test_recipe.py"),
     *("tasks/test_registry.py", "training/test_objective.py", "evaluate/test_run.py", "training/test_trainer.py"),
     *("test_dvc.py", "tiny/test_shipped_models.py", "test_workspace_root.py", "training/test_resume.py"),

@@ -30,7 +30,8 @@ ACCELERATE = [
 ]
 # Runs the commands given, in turn, in the same process: to start one and import the library takes longer than they do.
 EACH = """
-import os, runpy, sys
+import gc, os, runpy, sys
+gc.disable()  # a quarter of the time that imports take
 for command in sys.argv[1:]:
     if os.environ["RANK"] == "0":
         print("command", command, file=sys.stderr, flush=True)
