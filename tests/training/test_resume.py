@@ -1,6 +1,7 @@
 """Which settings may change before a run resumes, and what is reported when others did."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,13 @@ import torch
 from safetensors.torch import load_file
 
 from tests.fixtures import Redness
-from tests.training.test_stages import CPU, changed, contents, run
+from tests.training.test_stages import CPU, changed, contents, make_workspace
 from textcraftor.cache.prepare import prepare
 from textcraftor.config import Config, TrainConfig
 from textcraftor.errors import TrainingError
 from textcraftor.training.resume import EXECUTION_SETTINGS, OUTPUT_SETTINGS
 from textcraftor.training.stages import train_text_encoder
 
-__all__ = ["run"]  # the fixture
 STATE = Path(".textcraftor/training")
 SAME_RESULT: dict[str, Any] = {
     "checkpoint_every": 7,
@@ -34,11 +34,12 @@ class Killed(Exception):
     """Stands for a crash of the process."""
 
 
-@pytest.fixture
-def killed_run(run: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
-    """A run of three steps that died in the third; its checkpoint is of step 2."""
-    run = changed(run, {"train": {"steps": 3, "learning_rate": 1e-4}})
-    prepare(run, tmp_path, CPU)
+@pytest.fixture(scope="module")
+def killed(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Config]:
+    """The workspace of a run of three steps that died in the third, to be copied; its checkpoint is of step 2."""
+    folder = tmp_path_factory.mktemp("killed")
+    run = changed(make_workspace(folder, base_folder), {"train": {"steps": 3, "learning_rate": 1e-4}})
+    prepare(run, folder, CPU)
     score, calls = Redness.score, list[int]()
 
     def dies_in_step_three(self: Redness, *inputs: torch.Tensor) -> torch.Tensor:
@@ -47,10 +48,19 @@ def killed_run(run: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             raise Killed
         return score(self, *inputs)
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Redness, "score", dies_in_step_three)
         with pytest.raises(Killed):
-            train_text_encoder(run, "redder", tmp_path, CPU)
+            train_text_encoder(run, "redder", folder, CPU)
+    return folder, run
+
+
+@pytest.fixture
+def killed_run(killed: tuple[Path, Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """A workspace in which a run of three steps died in the third."""
+    folder, run = killed
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
     return run
 
 

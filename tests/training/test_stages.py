@@ -34,6 +34,11 @@ CPU = torch.device("cpu")
 def run(tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     """A workspace with curated prompts and a reward that needs no weights."""
     monkeypatch.chdir(tmp_path)
+    return make_workspace(tmp_path, base_folder)
+
+
+def make_workspace(folder: Path, base_folder: Path) -> Config:
+    """Write params.yaml and curated prompts; returns the configuration, with a reward that needs no weights."""
     redness = {"kind": "tests.fixtures:Redness"}
     tune = {"grad_steps": 1, "steps": 2, "batch_size": 2, "learning_rate": 1e-3, "checkpoint_every": 1}
     params = {
@@ -56,9 +61,9 @@ def run(tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> C
         "prepare": {"batch_size": 2, "shard_rows": 4, "cpu_threads": 1},
         "evaluate": {"prompts": 4, "images_per_prompt": 2},
     }
-    Path("params.yaml").write_text(yaml.safe_dump(params))
-    resolved = config.load("params.yaml", {"mix": {"balanced": {"redness": 1.0}, "aesthetic": {"redness": 1.0}}})
-    curate(resolved.prompts, tmp_path, tmp_path / "data/prompts/curated")
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    resolved = config.load(folder / "params.yaml", {"mix": {"balanced": {"redness": 1.0}, "aesthetic": {"redness": 1.0}}})
+    curate(resolved.prompts, folder, folder / "data/prompts/curated")
     return resolved
 
 
