@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.training.test_stages import CPU, changed, contents, run
+from tests.training.test_stages import CPU, changed, contents, make_workspace, run
 from textcraftor import training_proof
 from textcraftor.artifact import digest
 from textcraftor.cache.prepare import prepare
@@ -27,12 +27,23 @@ FIRST, SECOND = Path("data/encoders/redder"), Path("data/encoders/bluer")
 WEIGHTS = "text_encoder/model.safetensors"
 
 
+@pytest.fixture(scope="module")
+def trained(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Config]:
+    """A workspace in which `redder` is trained and `bluer` starts from it, to be copied."""
+    folder = tmp_path_factory.mktemp("trained")
+    values = {"curriculum": {"bluer": "redder"}, "mix": {"bluer": {"redness": 2.0}}}
+    run = changed(make_workspace(folder, base_folder), values)
+    prepare(run, folder, CPU)
+    train_text_encoder(run, "redder", folder, CPU)
+    return folder, run
+
+
 @pytest.fixture
-def transfer(run: Config, tmp_path: Path) -> Config:
+def transfer(trained: tuple[Path, Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     """`redder` is trained; `bluer` starts from it."""
-    run = changed(run, {"curriculum": {"bluer": "redder"}, "mix": {"bluer": {"redness": 2.0}}})
-    prepare(run, tmp_path, CPU)
-    train_text_encoder(run, "redder", tmp_path, CPU)
+    folder, run = trained
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
     return run
 
 
