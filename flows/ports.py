@@ -1,9 +1,13 @@
 """The ports of the two servers."""
 
 import contextlib
+import fcntl
+import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import gettempdir
 
 from textcraftor.errors import UserError
 
@@ -61,7 +65,34 @@ def _find_port(name: str, fixed: str | None, sockets: contextlib.ExitStack) -> i
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
-            return int(probe.getsockname()[1])
+            with _claim(port):
+                return int(probe.getsockname()[1])
         except OSError as error:
             problem = error.strerror
     raise ServersError(f"{variable}={fixed} cannot be used ({problem}). Give another one, or none for a free one")
+
+
+@contextlib.contextmanager
+def claimed(ports: Ports) -> Iterator[None]:
+    """Keep other projects of this user off these ports. A server binds its port as late as a minute after it was chosen.
+
+    Raises ServersError when another project has just claimed one.
+    """
+    with contextlib.ExitStack() as claims:
+        for port in (ports.prefect, ports.mlflow):
+            try:
+                claims.enter_context(_claim(port))
+            except OSError:
+                raise ServersError(f"Another project just took port {port}. Start again, and another one is chosen") from None
+        yield
+
+
+@contextlib.contextmanager
+def _claim(port: int) -> Iterator[None]:
+    """Hold a port's lock file; the kernel frees it when its holder dies. Raises OSError when another process holds it."""
+    with Path(gettempdir(), f"textcraftor-{os.getuid()}-port-{port}.lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise OSError(error.errno, "another project is starting a server there") from None
+        yield

@@ -10,6 +10,7 @@ import fcntl
 import http.client
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from flows.environment import environment, prefect_folder, shell_lines, silence_analytics
-from flows.ports import HOST, Ports, ServersError, choose_ports
+from flows.ports import HOST, Ports, ServersError, choose_ports, claimed
 from tasks import guard
 from tasks.environment import grace_seconds, sqlite_url
 
@@ -61,7 +62,15 @@ def reached(root: Path, home: Path, settings: Mapping[str, str]) -> Iterator[dic
 
 @contextlib.contextmanager
 def running(root: Path, home: Path, ports: Ports) -> Iterator["Servers"]:
-    """Start both servers and a worker for the deployments of prefect.yaml; stop them after the block."""
+    """Start both servers and a worker for the deployments of prefect.yaml; stop them after the block.
+
+    Raises ServersError when one cannot be started.
+    """
+    with claimed(ports):
+        yield from _running(root, home, ports)
+
+
+def _running(root: Path, home: Path, ports: Ports) -> Iterator["Servers"]:
     servers = Servers(root, home, ports, environment(root, home, ports))
     try:
         servers.start("prefect", ["prefect", "server", "start", "--host", HOST, "--port", str(ports.prefect)])
@@ -134,7 +143,11 @@ class Servers:
         for name, process in self._processes.items():
             if process.poll() is not None:
                 lines = self._log(name).read_text(encoding="utf-8", errors="replace").strip().splitlines()
-                raise ServersError(f"{name} ended: {lines[-1] if lines else 'no output'}. Its log: {self._log(name)}")
+                # A server that cannot go on says so, and then that it ended well.
+                cause = next(
+                    (line for line in reversed(lines) if re.search("error", line, re.I)), lines[-1] if lines else "no output"
+                )
+                raise ServersError(f"{name} ended: {cause}. Its log: {self._log(name)}")
 
     def experiment_id(self, name: str) -> str | None:
         """ID of an MLflow experiment that is not deleted; None where there is none."""

@@ -10,8 +10,8 @@ import pytest
 
 from flows import local, ports
 from flows.environment import environment, silence_analytics
-from flows.ports import ServersError, choose_ports
-from flows.servers import exclusive
+from flows.ports import ServersError, choose_ports, claimed
+from flows.servers import Servers, exclusive
 from textcraftor.errors import PromptError
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +33,29 @@ def test_the_usual_ports_are_used_where_they_are_free(monkeypatch: pytest.Monkey
         taken.listen()
         assert choose_ports({}).prefect == usual.prefect
         assert choose_ports({}).mlflow != usual.mlflow
+
+
+def test_two_projects_that_start_together_share_no_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither binds its ports before its servers are up; one of them would have worked on the other's."""
+    usual = choose_ports({})
+    monkeypatch.setattr(ports, "PREFERRED", {"prefect": usual.prefect, "mlflow": usual.mlflow})
+    with claimed(usual):
+        other = choose_ports({})
+        assert not {other.prefect, other.mlflow} & {usual.prefect, usual.mlflow}
+        with pytest.raises(ServersError, match=f"MLFLOW_PORT={usual.mlflow} cannot be used \\(another project"):
+            choose_ports({"MLFLOW_PORT": str(usual.mlflow)})
+        with pytest.raises(ServersError, match="Start again"), claimed(usual):
+            pass
+    assert choose_ports({}) == usual
+
+
+def test_a_server_that_ended_is_reported_with_its_error(tmp_path: Path) -> None:
+    servers = Servers(ROOT, tmp_path, choose_ports({}), dict(os.environ))
+    servers.start("one", ["http.server", "-h"])
+    servers._processes["one"].wait()
+    (tmp_path / "logs/one.log").write_text("ERROR: address already in use\nINFO: Application shutdown complete.\n")
+    with pytest.raises(ServersError, match="one ended: ERROR: address already in use"):
+        servers.require_alive()
 
 
 def test_fixed_ports_are_kept() -> None:
