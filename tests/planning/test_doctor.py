@@ -115,10 +115,10 @@ def test_the_sd15_profile_has_the_settings_of_the_paper() -> None:
 
 def test_a_plan_multiplies_batch_work_and_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    paper = {"gradient": "truncated", "num_inference_steps": 25, "switch_at": 0.8}
+    paper = {"gradient": "truncated", "grad_steps": 5, "num_inference_steps": 25, "switch_at": 0.8}
     small = {**paper, "batch_size": 3, "accumulation": 4, "ema_decay": 0}
     made = plan.plan(load(ROOT / "params.yaml", {"train": small}), "balanced", ROOT)
-    again = load(ROOT / "params.yaml", {"train": {**paper, "gradient_checkpointing": True}})
+    again = load(ROOT / "params.yaml", {"train": {**paper, "gradient_checkpointing": True, "batch_size": 24}})
     checkpointed = plan.plan(again, "balanced", ROOT)
     assert made is not None and checkpointed is not None
     assert made.batch == 24 and made.work.total == 10 and checkpointed.work.total == 15  # forwards; the published code: 40
@@ -133,7 +133,7 @@ def test_a_dry_run_trains_on_one_batch_and_writes_nothing(
     (tmp_path / "data").mkdir()
     (tmp_path / "data/tiny").symlink_to(ROOT / "data/tiny")
     (tmp_path / "params.yaml").write_text(
-        "profile: tiny\ntrain: {batch_size: 2, gradient: truncated, num_inference_steps: 25, switch_at: 0.8}\n"
+        "profile: tiny\ntrain: {batch_size: 2, gradient: truncated, grad_steps: 5, num_inference_steps: 25, switch_at: 0.8}\n"
     )
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
