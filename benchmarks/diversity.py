@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks import workspaces
+from textcraftor.ablation import workspaces
 from textcraftor.cache.prepare import heldout_rows, read_heldout_latents
 from textcraftor.candidate import Candidate
 from textcraftor.chain.sampler import Sampler
-from textcraftor.config import Config, load
+from textcraftor.config import Config, load, written
 from textcraftor.device import choose_device
 from textcraftor.evaluate.generation import from_bytes
 from textcraftor.evaluate.judging import diversity
@@ -56,7 +56,7 @@ def collapse(config: Config, params: Path, steps: int) -> Candidate:
     links = {name: root / name for name in ("profiles", "data/tiny", "data/prompts", "data/latents", "data/sources")}
     train = {"allow_without_clip": True, "steps": steps, "learning_rate": 5e-4, "batch_size": 12}
     settings = {"mixes": [COLLAPSED], "mix": {COLLAPSED: {"aesthetic": 1}}, "train": train}
-    made = workspaces.make(folder, params, settings, links)
+    made = workspaces.make(folder, written(params), settings, links)
     if not (folder / "data/encoders" / COLLAPSED).is_dir():
         workspaces.run(made, "train", "--mix", COLLAPSED)
     return Candidate.find(COLLAPSED, folder)

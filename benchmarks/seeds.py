@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from benchmarks import workspaces
+from textcraftor.ablation import workspaces
 from textcraftor.chain.sampler import Sampler
-from textcraftor.config import Config, load
+from textcraftor.config import Config, load, written
 from textcraftor.device import choose_device
 from textcraftor.evaluate.batches import Batches
 from textcraftor.evaluate.generation import from_bytes, generate_images, plan
@@ -74,7 +74,7 @@ def prepare_shared(folder: Path, params: Path, settings: Mapping[str, Any] | Non
     settings: over those of `params`.
     """
     links = {name: params.parent / name for name in ("data/tiny", "data/sources", "profiles")}
-    path = workspaces.make(folder, params, settings or {}, links)
+    path = workspaces.make(folder, written(params), settings or {}, links)
     if not (folder / scores_file(BASE)).exists():
         for verb in (["curate"], ["prepare"], ["evaluate", "--candidate", BASE]):
             workspaces.run(path, *verb)
@@ -92,7 +92,7 @@ def tune(name: str, shared: Path, mix: str, settings: Mapping[str, Any], environ
     """Train, evaluate and gate one run, as far as that is not done yet."""
     folder = shared.parent / name.replace(" ", "-")
     links = {each: shared / each for each in SHARED}
-    params = workspaces.make(folder, shared / "params.yaml", {"mixes": [mix], **settings}, links)
+    params = workspaces.make(folder, written(shared / "params.yaml"), {"mixes": [mix], **settings}, links)
     if not (folder / GATE_RECORD).exists():
         seconds = workspaces.run(params, "train", "--mix", mix, environment=environment)
         (folder / "seconds").write_text(str(seconds))

@@ -15,8 +15,9 @@ from typing import Any
 
 import yaml
 
-from benchmarks import seeds, workspaces
+from benchmarks import seeds
 from benchmarks.seeds import Run
+from textcraftor.ablation import workspaces
 from textcraftor.config import load, merge
 
 

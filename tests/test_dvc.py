@@ -2,6 +2,7 @@
 
 import copy
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -21,6 +22,7 @@ from textcraftor.resolved import DigestCache, resolve_sections
 ROOT = Path(__file__).parents[1]
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 STAGES = {name: (stage.get("do") or stage) for name, stage in PIPELINE.items()}
+ABLATIONS = yaml.safe_load((ROOT / "ablations/dvc.yaml").read_text())["stages"]
 COMPUTED = {name: stage for name, stage in STAGES.items() if name not in ("tiny", "resolve")}
 # Fields of the configuration that no stage's output depends on.
 NO_STAGE = {"profile", "downloads", "mirror", "registry"}
@@ -28,9 +30,11 @@ NO_STAGE = {"profile", "downloads", "mirror", "registry"}
 ELSEWHERE = {"rewards"}
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", [*STAGES, *ABLATIONS])
 def test_the_command_is_a_verb_that_parses(name: str) -> None:
-    program, verb, *arguments = shlex.split(STAGES[name]["cmd"].replace("${item}", "balanced").replace("${key}", "balanced"))
+    program, verb, *arguments = shlex.split(
+        {**STAGES, **ABLATIONS}[name]["cmd"].replace("${item}", "balanced").replace("${key}", "balanced")
+    )
     command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
     assert program == "textcraftor"
     command.make_context(verb, arguments)
@@ -41,7 +45,7 @@ def sections(stage: dict[str, Any]) -> list[str]:
     (params,) = stage["params"]
     ((path, keys),) = params.items()
     assert path == "data/resolved.json"
-    return [key.replace("${item}", "balanced").replace("${key}", "balanced") for key in keys]
+    return [re.sub(r"\$\{(item|key|mixes\[0\])\}", "balanced", key) for key in keys]
 
 
 @pytest.mark.parametrize("profile", sorted(path.stem for path in config.PROFILES.glob("*.yaml")))
@@ -50,7 +54,7 @@ def test_every_parameter_exists_in_every_profile(profile: str, tmp_path: Path) -
     blend = {run.mixes[0]: config.BlendConfig(weights=("original=1",))}
     run = run.model_copy(update={"blends": run.mixes[:1], "blend": blend})
     resolved = resolve_sections(run, ROOT, DigestCache(tmp_path / "digests.json"))
-    for stage in COMPUTED.values():
+    for stage in (*COMPUTED.values(), *ABLATIONS.values()):
         for key in sections(stage):
             found: Any = resolved
             for part in key.replace("balanced", run.mixes[0]).split("."):
@@ -59,7 +63,7 @@ def test_every_parameter_exists_in_every_profile(profile: str, tmp_path: Path) -
 
 
 def test_every_field_of_the_configuration_is_read_by_a_stage() -> None:
-    read = {key.split(".")[0] for stage in COMPUTED.values() for key in sections(stage)}
+    read = {key.split(".")[0] for stage in (*COMPUTED.values(), *ABLATIONS.values()) for key in sections(stage)}
     assert read | NO_STAGE | ELSEWHERE == set(Config.model_fields)
     assert not read & (NO_STAGE | ELSEWHERE)
 
@@ -87,8 +91,8 @@ def test_every_artifact_is_an_output() -> None:
 
 def test_every_dependency_is_an_output_or_shipped() -> None:
     outs = [Path(out if isinstance(out, str) else next(iter(out))) for stage in STAGES.values() for out in stage["outs"]]
-    for name, stage in STAGES.items():
-        for dependency in map(Path, stage.get("deps", [])):
+    for name, stage in {**STAGES, **ABLATIONS}.items():
+        for dependency in (Path(each.replace("${mixes[0]}", "${item}")) for each in stage.get("deps", [])):
             made = any(dependency.is_relative_to(out) or out.is_relative_to(dependency) for out in outs)
             assert made or (ROOT / dependency).exists(), f"{name}: {dependency}"
 
@@ -97,6 +101,26 @@ def test_what_cannot_change_training_retrains_nothing() -> None:
     """A sampling switch, a judge or a threshold must not cost a week of GPU time."""
     for name in ("train", "train-unet"):
         assert not set(sections(STAGES[name])) & {"sampler", "evaluate", "gate", "registry", "mix", "rewards"}
+
+
+# Committed instead: `dvc pull` would fail on outputs of stages that never ran here.
+UNCACHED = {"cache": False, "persist": True}
+
+
+def test_ablations_are_off_by_default() -> None:
+    """`dvc repro` runs no stage of another file, and no stage of the pipeline depends on an ablation."""
+    assert all(
+        stage["wdir"] == ".." and stage["outs"] == [{f"docs/ablations/{name}": UNCACHED}] for name, stage in ABLATIONS.items()
+    )
+    with Repo(str(ROOT)) as repo:
+        targets = {stage.addressing for stage in repo.stage.collect("dvc.yaml")}
+        assert len(targets) > 8 and not any("ablations" in target for target in targets)
+        graph = {
+            stage.addressing: repo.stage.collect(stage.addressing, with_deps=True) for stage in repo.stage.collect("dvc.yaml")
+        }
+        assert not any("ablations" in each.addressing for needed in graph.values() for each in needed)
+        table5 = {stage.addressing for stage in repo.stage.collect("ablations/dvc.yaml:table5", with_deps=True)}
+    assert {"resolve", "curate", "validate", "train@balanced"} <= table5
 
 
 # What replaces the commands of all stages but `resolve`: note the stage, write its outputs.

@@ -68,7 +68,7 @@ def test_dvc_stages_exist() -> None:
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     for arguments in commands("dvc"):
         for argument in arguments[1:] if arguments[0] in ("repro", "unfreeze") else []:
-            assert argument.startswith("-") or argument.split("@")[0] in stages
+            assert argument.startswith("-") or argument.split("@")[0] in stages or (ROOT / argument).is_file()
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)#:]+)\)", README))

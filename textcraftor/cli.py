@@ -16,6 +16,7 @@ import typer
 
 from textcraftor import config as configuration
 from textcraftor import layout
+from textcraftor.ablation.commands import ablate
 from textcraftor.errors import ModelError, UserError
 from textcraftor.options import PARAMS, Device, Params, Profile, require_prompt
 from textcraftor.style.commands import blend, sheet, studio
@@ -264,6 +265,7 @@ def export(
     typer.echo(f"{made.path}  holds {1 - made.lost:.1%} of what tuning changed")
 
 
+app.command()(ablate)
 app.command()(blend)
 app.command()(sheet)
 app.command()(studio)

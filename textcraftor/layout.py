@@ -25,6 +25,10 @@ SCORES: Final = Path("data/scores")
 REPORTS: Final = Path("data/reports")
 GATE_RECORD: Final = REPORTS / "gate.json"
 
+# Written for readers, and committed.
+ABLATIONS_PAGE: Final = Path("docs/ablations.md")
+ABLATIONS: Final = Path("docs/ablations")  # a folder for each table
+
 # Working files that no stage depends on: checkpoints, partial downloads, caches.
 STATE: Final = Path(".textcraftor")
 DIGESTS: Final = STATE / "digests.json"  # of files that have not changed since
@@ -34,6 +38,7 @@ PARTIAL_DOWNLOADS: Final = STATE / "downloads"
 RANDOM_WEIGHTS: Final = STATE / "random-weights"
 KEYS: Final = STATE / "keys"  # that sign on this machine
 VERIFIED: Final = STATE / "verified"  # copies that a process has verified and loads from
+ABLATION_STATE: Final = STATE / "ablations"  # workspaces of trainings and evaluations, which tables share
 TINY_STATE: Final = STATE / "tiny"
 
 BASE: Final = "base"  # the untuned model, which every other candidate is compared with

@@ -51,6 +51,13 @@ def resolve_sections(config: Config, root: Path, digests: "DigestCache") -> dict
             mix: {name: {"weight": weight, **rewards[name]} for name, weight in config.mix[mix].items() if weight}
             for mix in config.all_mixes
         },
+        "ablation": {
+            **_with_digests(config.ablation, root, digests),
+            "rewards": {
+                mix: {name: {"weight": weight, **rewards[name]} for name, weight in weights.items()}
+                for mix, weights in config.reward_mixes.items()
+            },
+        },
         "evaluate": {
             **_with_digests(config.evaluate, root, digests),
             "judges": judges,

@@ -6,9 +6,10 @@ import polars as pl
 import pytest
 import yaml
 
-from benchmarks import seeds, workspaces
+from benchmarks import seeds
 from benchmarks.seeds import Run
-from textcraftor.config import load
+from textcraftor.ablation import workspaces
+from textcraftor.config import load, written
 
 PROMPTS = ["a", "b", "c", "d"]
 
@@ -66,7 +67,7 @@ def test_runs_share_what_does_not_depend_on_the_seed(tmp_path: Path) -> None:
     settings = {"train": {"seed": 4}}
     for _ in range(2):  # a second time as well: runs are resumed
         made = workspaces.make(
-            tmp_path / "seed-4", params, settings, {"data/tiny": tmp_path / "data/tiny", "no": tmp_path / "no"}
+            tmp_path / "seed-4", written(params), settings, {"data/tiny": tmp_path / "data/tiny", "no": tmp_path / "no"}
         )
     assert yaml.safe_load(made.read_text()) == {"profile": "tiny", "train": {"steps": 3, "seed": 4}}
     assert (tmp_path / "seed-4/data/tiny").resolve() == tmp_path / "data/tiny"

@@ -65,6 +65,7 @@ SET_ASIDE = {
     command("make test ARGS=tests/flows"): "this walk",
     "make check": "CI runs it",
     "make lock": "pins new versions",
+    "dvc repro ablations/dvc.yaml": "an hour of trainings; tests/ablation runs a small table",
     "make full": "followed as `make full PROMOTE=manual`, and again with the real stages",
 }
 BY_HAND = block("source .venv/bin/activate")

@@ -5,11 +5,22 @@ of your own. `params.yaml` names the profile, selects its mixes and overrides si
 every artifact carries the sections that made it. Fractions of the chain (`switch_at`) hold for any number of steps.
 """
 
+from textcraftor.config.ablation import AblationConfig
 from textcraftor.config.base import BaseConfig, ChainConfig, PrepareConfig, SamplerConfig, switch_step
 from textcraftor.config.blend import ORIGINAL, BlendConfig, Term, Weights, is_term
 from textcraftor.config.downloads import Download
 from textcraftor.config.judging import MATRIX, MIN_PROMPTS, ORACLE_JUDGES, EvaluateConfig, GateConfig, GateRule, RegistryConfig
-from textcraftor.config.profiles import PROFILES, load, merge, parsed, profile_file, profile_files, resolve, resolved_yaml
+from textcraftor.config.profiles import (
+    PROFILES,
+    load,
+    merge,
+    parsed,
+    profile_file,
+    profile_files,
+    resolve,
+    resolved_yaml,
+    written,
+)
 from textcraftor.config.prompts import FileSource, PromptsConfig, PromptSource, SceneSource
 from textcraftor.config.rewards import Mix, RewardConfig
 from textcraftor.config.run import Config
@@ -22,6 +33,7 @@ __all__ = [
     "ORACLE_JUDGES",
     "ORIGINAL",
     "PROFILES",
+    "AblationConfig",
     "BaseConfig",
     "BlendConfig",
     "ChainConfig",
@@ -60,4 +72,5 @@ __all__ = [
     "resolve",
     "resolved_yaml",
     "switch_step",
+    "written",
 ]

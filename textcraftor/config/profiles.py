@@ -26,19 +26,22 @@ def load(params: Path | str = "params.yaml", overrides: Mapping[str, Any] | None
     another profile starts without them, and the file need not exist.
     Raises ConfigError when a file is missing or not YAML, a key is unknown or a value impossible.
     """
-    params = Path(params)
-    written = _read(params) if profile is None or params.exists() else {}
-    if profile is not None and profile != written.get("profile", DEFAULT):
-        written = {"profile": profile}
-    return resolve(merge(written, overrides or {}), params.parent)
+    return resolve(merge(written(params, profile), overrides or {}), Path(params).parent)
+
+
+def written(params: Path | str, profile: str | None = None) -> dict[str, Any]:
+    """What the file `params` says, or nothing but the profile where another than the file's is given: see `load`."""
+    path = Path(params)
+    found = _read(path) if profile is None or path.exists() else {}
+    return {"profile": profile} if profile is not None and profile != found.get("profile", DEFAULT) else found
 
 
 def resolve(params: Mapping[str, Any], root: Path) -> Config:
     """The run that `params` describe, as the content of a params.yaml in the workspace `root`. Raises ConfigError."""
     profile = str(params.get("profile", DEFAULT))
-    written = _read(profile_file(profile, root))
+    below = _read(profile_file(profile, root))
     try:
-        return Config.model_validate({**merge(written, params), "profile": profile})
+        return Config.model_validate({**merge(below, params), "profile": profile})
     except ValidationError as error:
         raise ConfigError(_one_line(error)) from None
 

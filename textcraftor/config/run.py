@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
+from textcraftor.config.ablation import AblationConfig
 from textcraftor.config.base import BaseConfig, ChainConfig, PrepareConfig, SamplerConfig, switch_step
 from textcraftor.config.blend import ORIGINAL, BlendConfig, Weights
 from textcraftor.config.downloads import Download
@@ -51,6 +52,7 @@ class Config(Section):
     evaluate: EvaluateConfig
     gate: GateConfig
     registry: RegistryConfig
+    ablation: AblationConfig = AblationConfig()
 
     @model_validator(mode="after")
     def _facts_across_sections(self) -> "Config":
@@ -64,6 +66,10 @@ class Config(Section):
             if name not in self.mix:
                 raise ValueError(f"mixes: {unknown('mix', name, self.mix)}")
             self._check_mix(name, self.mix[name])
+        for name, weights in self.ablation.rewards.items():
+            for reward in weights:
+                if reward not in self.rewards:
+                    raise ValueError(f"ablation.rewards.{name}: {unknown('reward', reward, self.rewards)}")
         for name in self.unet_mixes:
             if name not in self.all_mixes:
                 raise ValueError(f"unet_mixes: {unknown('mix', name, self.all_mixes)}")
@@ -203,6 +209,15 @@ class Config(Section):
         for _ in self.curriculum:
             ordered += [mix for mix, start in self.curriculum.items() if start in ordered and mix not in ordered]
         return tuple(ordered)
+
+    @property
+    def reward_mixes(self) -> dict[str, Mix]:
+        """Mixes of one reward each under the CLIP constraint, which `textcraftor ablate` trains on."""
+        if self.ablation.rewards:
+            return self.ablation.rewards
+        weights = {reward: weight for reward, weight in self.mix[self.mixes[0]].items() if weight}
+        constraint = {reward: weight for reward, weight in weights.items() if self.rewards[reward].kind == "clip"}
+        return {reward: {**constraint, reward: weight} for reward, weight in weights.items()}
 
     @property
     def candidates(self) -> tuple[str, ...]:
