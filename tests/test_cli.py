@@ -59,6 +59,7 @@ def test_config_lists_the_profiles(
         ("profile: tiny", ["prepare"], "data/tiny/base"),
         ("profile: tiny", ["prepare", "--device", "cuda:99"], "Device 'cuda:99' cannot be used"),
         ("profile: tiny", ["evaluate", "--candidate", "nope"], "nope"),
+        ("profile: tiny", ["ablate", "table1"], "Run `textcraftor curate` first"),
         ("profile: tiny", ["generate", " "], "The prompt is empty"),
         ("profile: tiny", ["config", "--params", "nowhere.yaml"], "nowhere.yaml does not exist"),
     ],
