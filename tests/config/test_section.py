@@ -36,6 +36,8 @@ NO_FILES = {
     "GateRule.why",
     "RegistryConfig.name",
     "Config.mixes",
+    "AblationConfig.rewards",
+    "AblationConfig.collapse",
     "Config.curriculum",
     "Config.unet_mixes",
     "Config.blends",
