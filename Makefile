@@ -43,7 +43,8 @@ setup: $(STAMP)
 # The stamp comes last, so an interrupted set-up is taken up again; without a change there is nothing to do.
 $(STAMP): requirements.lock pyproject.toml $(if $(READY),,always)
 	$(if $(shell "$(PYTHON)" -c "$(SUPPORTED)" </dev/null 2>/dev/null && echo yes),,$(error $(UNSUPPORTED)))
-	@test "$(READY)" || rm -rf .venv "$(VENV)"
+	@# Only an environment is removed: a TEXTCRAFTOR_VENV that names another folder by mistake stays as it is.
+	@test "$(READY)" || { rm -rf .venv; test ! -e "$(VENV)/pyvenv.cfg" || rm -rf "$(VENV)"; }
 	@command -v "$(UV)" >/dev/null || { $(PYTHON) -m venv .textcraftor/uv && .textcraftor/uv/bin/pip install --quiet uv; }
 	@test -x $(BIN)/python || "$(UV)" venv --quiet --python "$(PYTHON)" $(VENV)
 	@test -e .venv || ln -s "$(VENV)" .venv

@@ -194,6 +194,15 @@ def test_no_package_lies_below_a_folder_with_a_percent_sign(tmp_path: Path) -> N
         assert f"uv pip sync --quiet --compile-bytecode --python {venv.resolve()}/bin/python" in "\n".join(machine.calls)
 
 
+def test_a_folder_named_as_the_environment_by_mistake_keeps_its_files(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, **{"python3.12": "3.12"})
+    mine = tmp_path / "mine/thesis.txt"
+    mine.parent.mkdir()
+    mine.write_text("three years")
+    machine.make(f"TEXTCRAFTOR_VENV={mine.parent}", "setup")
+    assert mine.read_text() == "three years"
+
+
 def test_packages_are_fetched_as_the_machine_trusts_servers(tmp_path: Path) -> None:
     if not Path("/etc/ssl/certs/ca-certificates.crt").exists():
         pytest.skip("this machine has no /etc/ssl/certs/ca-certificates.crt")
