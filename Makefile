@@ -4,9 +4,13 @@
 #   make full PREFECT_PORT=4300 MLFLOW_PORT=5100             fixed ports; otherwise 4200 and 5000 where they are free
 #   make test ARGS="-k gate"                                 pytest's own options; ARGS="-n 8" for more than two workers
 # MLflow cannot set up its database from packages whose path holds a %: then .venv is a link to an environment elsewhere.
-TEXTCRAFTOR_VENV ?= $(if $(findstring %,$(CURDIR)),$(HOME)/.cache/textcraftor/$(shell pwd -P 2>/dev/null | cksum | tr ' ' -),.venv)
+TEXTCRAFTOR_VENV ?= $(if $(and $(findstring %,$(CURDIR)),$(HOME)),$(HOME)/.cache/textcraftor/$(shell \
+  pwd -P 2>/dev/null | cksum | tr ' ' -),.venv)
+quote = '$(subst ','\'',$1)'
 VENV := $(TEXTCRAFTOR_VENV)
-BIN := $(VENV)/bin
+PLACE := $(if $(filter /%,$(firstword $(VENV))),,$(CURDIR)/)$(VENV)
+ENVIRONMENT := $(call quote,$(VENV))
+BIN := $(call quote,$(VENV)/bin)
 STAMP := .venv/.complete
 # A program counts only if it runs: a shim of pyenv or asdf may be on PATH while what it stands for is not installed.
 UV := $(or $(shell uv --version >/dev/null 2>&1 && echo uv),.textcraftor/uv/bin/uv)
@@ -43,17 +47,20 @@ setup: $(STAMP)
 # The stamp comes last, so an interrupted set-up is taken up again; without a change there is nothing to do.
 $(STAMP): requirements.lock pyproject.toml $(if $(READY),,always)
 	$(if $(shell "$(PYTHON)" -c "$(SUPPORTED)" </dev/null 2>/dev/null && echo yes),,$(error $(UNSUPPORTED)))
+	$(if $(findstring %,$(PLACE)),$(error $(PERCENT)))
 	@# Only an environment is removed: a TEXTCRAFTOR_VENV that names another folder by mistake stays as it is.
-	@test "$(READY)" || { rm -rf .venv; test ! -e "$(VENV)/pyvenv.cfg" || rm -rf "$(VENV)"; }
-	@command -v "$(UV)" >/dev/null || { $(PYTHON) -m venv .textcraftor/uv && .textcraftor/uv/bin/pip install --quiet uv; }
-	@test -x $(BIN)/python || "$(UV)" venv --quiet --python "$(PYTHON)" $(VENV)
-	@test -e .venv || ln -s "$(VENV)" .venv
+	@test "$(READY)" || { rm -rf .venv; test ! -e $(ENVIRONMENT)/pyvenv.cfg || rm -rf $(ENVIRONMENT); }
+	@command -v "$(UV)" >/dev/null || { "$(PYTHON)" -m venv .textcraftor/uv && .textcraftor/uv/bin/pip install --quiet uv; }
+	@test -x $(BIN)/python || "$(UV)" venv --quiet --python "$(PYTHON)" $(ENVIRONMENT)
+	@test -e .venv || ln -s $(ENVIRONMENT) .venv
 	"$(UV)" pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements.lock
 	"$(UV)" pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
 UNSUPPORTED = Python 3.11 or 3.12 is needed, and $(or $(PYTHON),none on PATH) is not one (python3 is \
   $(or $(shell python3 -V 2>&1 | grep Python),missing)). Install one, or name it: make PYTHON=/usr/local/bin/python3.12 $(MAKECMDGOALS)
+PERCENT = The packages would lie in $(PLACE), and MLflow does not run below a folder with a % in its name. \
+  Name another folder for them: export TEXTCRAFTOR_VENV=/path/to/environment
 
 full: setup
 	@$(BIN)/python -m flows.local full
@@ -81,7 +88,7 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 lock:
-	@command -v "$(UV)" >/dev/null || { $(PYTHON) -m venv .textcraftor/uv && .textcraftor/uv/bin/pip install --quiet uv; }
+	@command -v "$(UV)" >/dev/null || { "$(PYTHON)" -m venv .textcraftor/uv && .textcraftor/uv/bin/pip install --quiet uv; }
 	"$(UV)" pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --python-version 3.11 \
 	  --extra pipeline --extra dev --custom-compile-command "make lock" pyproject.toml --output-file requirements.lock
 

@@ -42,7 +42,7 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
     # A folder named in a .pth joins sys.path, and its own .pth files, such as the one of a checkout, are not read.
-    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    (site / "dependencies.pth").write_text("\n".join(each for each in sys.path if each.endswith("-packages")))
     return python
 
 

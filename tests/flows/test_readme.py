@@ -40,9 +40,8 @@ needs_models = pytest.mark.skipif(
 SMALL = {
     "mixes": ["balanced"],
     "prompts": {"sources": [{"kind": "scenes", "count": 300, "rich_fraction": 0.5}], "heldout": 4, "max_train": 8},
-    "chain": {"num_inference_steps": 5},
-    "train": {"steps": 2, "grad_steps": 1, "batch_size": 4},
-    "train_unet": {"grad_steps": 1},
+    "chain": {"num_inference_steps": 3},
+    "train": {"steps": 2, "num_inference_steps": 2, "batch_size": 1},
     "evaluate": {"prompts": 4, "images_per_prompt": 2, "baseline_prompts": 2},
     "gate": {"min_prompts": 2, "rules": [{"judge": "oracle", "metric": "delta", "at_least": -1, "why": "a trial"}]},
 }

@@ -95,10 +95,10 @@ class Machine:
             (self.bin / name).write_text(program)
             (self.bin / name).chmod(0o755)
 
-    def make(self, *arguments: str, shell: str = "/bin/sh") -> "subprocess.CompletedProcess[str]":
+    def make(self, *arguments: str, shell: str = "/bin/sh", home: Path | None = None) -> "subprocess.CompletedProcess[str]":
         environment = {
             "PATH": str(self.bin),
-            "HOME": str(self.log.parent),
+            "HOME": str(home or self.log.parent),
             "LOG": str(self.log),
             "FAKE_UV": str(self.log.with_name("uv")),
         }
@@ -175,23 +175,47 @@ def test_without_a_uv_that_runs_one_is_installed_beside_the_project(uv: str, tmp
     assert "uv venv --quiet --python python3.12 .venv" in machine.calls
 
 
-def test_a_python_in_a_folder_with_a_space_can_be_named(tmp_path: Path) -> None:
-    machine = Machine(tmp_path, **{"python3.12": "3.12"})
+@pytest.mark.parametrize("uv", ["uv", "absent"])
+def test_a_python_in_a_folder_with_a_space_can_be_named(uv: str, tmp_path: Path) -> None:
+    machine = Machine(tmp_path, **{"uv": uv, "python3.12": "3.12"})
     folder = tmp_path / "my pythons"
     folder.mkdir()
     (machine.bin / "python3.12").rename(folder / "python3.12")
     assert machine.make(f"PYTHON={folder}/python3.12", "setup").returncode == 0
 
 
-def test_no_package_lies_below_a_folder_with_a_percent_sign(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("project", "home"), [("100%2F", "me"), ("100% mine", "my home"), ("100%", "it's")])
+def test_no_package_lies_below_a_folder_with_a_percent_sign(project: str, home: str, tmp_path: Path) -> None:
     """MLflow's server ends there: `invalid interpolation syntax`. The toy stages' walk takes its packages from elsewhere."""
-    machine = Machine(tmp_path, "100%2F", **{"python3.12": "3.12"})
+    machine = Machine(tmp_path, project, **{"python3.12": "3.12"})
     for _ in range(2):
-        done = machine.make()
+        done = machine.make(home=tmp_path / home)
         assert done.returncode == 0, done.stderr
+        assert (machine.project / ".venv").resolve().is_relative_to(tmp_path / home)
         venv = machine.project / ".venv"
         assert "%" not in str(venv.resolve()) and (venv / "bin/python").exists() and (venv / ".complete").exists()
         assert f"uv pip sync --quiet --compile-bytecode --python {venv.resolve()}/bin/python" in "\n".join(machine.calls)
+
+
+@pytest.mark.parametrize(
+    ("home", "arguments", "place"),
+    [
+        ("100%", (), "{tmp}/100%/.cache/textcraftor/"),
+        ("me", ("TEXTCRAFTOR_VENV=.venv",), "{tmp}/a%b/.venv"),
+        ("me", ("TEXTCRAFTOR_VENV={tmp}/50%/venv",), "{tmp}/50%/venv"),
+    ],
+)
+def test_where_they_would_it_names_the_setting_before_anything_is_downloaded(
+    home: str, arguments: tuple[str, ...], place: str, tmp_path: Path
+) -> None:
+    machine = Machine(tmp_path, "a%b", **{"python3.12": "3.12"})
+    done = machine.make(*(each.format(tmp=tmp_path) for each in arguments), "setup", home=tmp_path / home)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert place.format(tmp=tmp_path) in done.stderr and "export TEXTCRAFTOR_VENV=" in done.stderr
+    assert not machine.calls and not (machine.project / ".venv").exists()
+    named = tmp_path / "my environment"
+    assert machine.make(f"TEXTCRAFTOR_VENV={named}", "setup", home=tmp_path / home).returncode == 0
+    assert (machine.project / ".venv").resolve() == named
 
 
 def test_a_folder_named_as_the_environment_by_mistake_keeps_its_files(tmp_path: Path) -> None:
