@@ -61,7 +61,7 @@ def environment(root: Path, home: Path, ports: Ports) -> dict[str, str]:
 
 def shell_lines(env: Mapping[str, str]) -> str:
     """Lines for another shell to `source`, so that its `prefect` talks to these servers."""
-    names = sorted(name for name in env if name.startswith(("PREFECT_API_", "PREFECT_HOME", "PREFECT_PROFILE")))
+    names = sorted(name for name in env if name.startswith(("PREFECT_API_", "PREFECT_HOME", "PREFECT_PROFILE", "DO_NOT_TRACK")))
     exports = [f"export {name}={shlex.quote(env[name])}" for name in names]
     hosts = f'export NO_PROXY={env["NO_PROXY"]}"${{NO_PROXY:+,$NO_PROXY}}"'
     outside = {name.removeprefix(OUTSIDE) for name in env if name.startswith(OUTSIDE)}

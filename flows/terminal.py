@@ -60,15 +60,15 @@ class Stage:
     def describe(self) -> str:
         """One line: name, outcome or progress, time."""
         if self.state == "COMPLETED":
-            return f"{self.name:<22} {parse_outcome(self.name, self.lines):<34} {duration(self.seconds):>8}"
+            return f"{self.name:<22} {parse_outcome(self.name, self.lines):<24} {duration(self.seconds):>8}"
         if self.state in ENDED:
-            return f"{self.name:<22} {self.state.lower():<34} {duration(self.seconds):>8}"
+            return f"{self.name:<22} {self.state.lower():<24} {duration(self.seconds):>8}"
         if not self.counter:
-            return f"{self.name:<22} {'...':<34} {duration(self.seconds):>8}"
+            return f"{self.name:<22} {'...':<24} {duration(self.seconds):>8}"
         what, since, done, total = self.counter
         elapsed = self.seconds - (since - self.started).total_seconds() if self.started else 0.0
         left = f"{duration(elapsed / done * (total - done))} left" if done and elapsed > 0 else ""
-        return f"{self.name:<22} {f'{what} {done:,}/{total:,}':<34} {duration(self.seconds):>8}   {left}".rstrip()
+        return f"{self.name:<22} {f'{what} {done:,}/{total:,}':<24} {duration(self.seconds):>8}   {left}".rstrip()
 
     def _counting_since(self, now: datetime) -> datetime:
         """The first line of a counter comes late; it began when the one before it ended, or with the stage."""
@@ -131,7 +131,7 @@ class RunView:
 
 
 class Terminal:
-    """Prints a view: a live table on a terminal, elsewhere a line when a stage has ended and now and then the others."""
+    """Prints a line when a stage has ended, and the running ones: on a terminal below it, live; elsewhere now and then."""
 
     def __init__(self, view: RunView, console: Console) -> None:
         self.view, self.console = view, console
@@ -163,18 +163,19 @@ class Terminal:
         if self.view.waiting and not self._said_waiting:
             self._said_waiting = True
             self._print("Another run of this project goes first; this one starts when it has ended.")
+        running = [stage for stage in self.view.begun if not (stage.ended or last)]
         if self._live:
-            self._live.update(Text("\n".join(stage.describe() for stage in self.view.begun)), refresh=True)
-            return
-        again = time.monotonic() - self._reported >= AGAIN
+            self._live.update(Text("\n".join(stage.describe() for stage in running), no_wrap=True, overflow="ellipsis"))
         for stage in self.view.begun:
-            ended = stage.ended or last
-            if (ended and id(stage) not in self._printed) or (again and not ended):
-                self._print(stage.describe())
-            if ended:
+            if (stage.ended or last) and id(stage) not in self._printed:
                 self._printed.add(id(stage))
-        if again:
+                self._print(stage.describe())
+        if self._live:
+            self._live.refresh()
+        elif time.monotonic() - self._reported >= AGAIN:
             self._reported = time.monotonic()
+            for stage in running:
+                self._print(stage.describe())
 
     def _print(self, line: str) -> None:
         self.console.print(line, highlight=False, soft_wrap=True)

@@ -146,6 +146,21 @@ def test_a_registered_model_is_labelled_by_what_was_asked_for(
     assert drawn[-1] == label
 
 
+def test_a_vae_that_overflows_draws_no_black_picture(
+    judged: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vae = Path("base/vae/diffusion_pytorch_model.safetensors")
+    weights = load_file(vae)
+    save_file({**weights, "decoder.conv_in.weight": weights["decoder.conv_in.weight"] * 3e38}, vae, {"format": "pt"})
+    settings("base")
+    monkeypatch.setattr(sys, "argv", ["textcraftor", "generate", "a red circle", "--model", "base", "--device", "cpu"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and "values that are not finite" in said and "set base.dtype: float32 or bfloat16" in said
+    assert not Path("generated.png").exists()
+
+
 def test_what_is_served_was_copied_before_it_was_verified(
     judged: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flows import local, ports
-from flows.environment import environment, silence_analytics
+from flows.environment import environment, shell_lines, silence_analytics
 from flows.ports import ServersError, choose_ports, claimed
 from flows.servers import Servers, exclusive
 from textcraftor.errors import PromptError
@@ -103,6 +103,11 @@ def test_settings_of_other_servers_are_left_out(monkeypatch: pytest.MonkeyPatch,
     assert made["NO_PROXY"] == made["no_proxy"] == "127.0.0.1,localhost"
     assert made["PREFECT_TASK_RUNNER_THREAD_POOL_MAX_WORKERS"] == "1"
     assert made["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
+
+
+def test_no_client_reports_usage_or_prints_a_notice_about_it(tmp_path: Path) -> None:
+    made = environment(ROOT, tmp_path, choose_ports({}))
+    assert made["DO_NOT_TRACK"] == "1" and "export DO_NOT_TRACK=1" in shell_lines(made).splitlines()
 
 
 def test_the_ui_calls_no_analytics_service(tmp_path: Path) -> None:

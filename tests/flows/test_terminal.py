@@ -73,6 +73,22 @@ def test_a_running_stage_says_how_far_it_is_and_what_is_left() -> None:
     assert stage.describe().split() == ["evaluate@a", "judge:", "clip", "50/100", "5", "min", "20", "s", "left"]
 
 
+def test_on_a_terminal_ended_stages_are_printed_once_and_the_running_ones_stay_in_sight() -> None:
+    ended = [Stage(f"train@mix-{n}", "COMPLETED", NOW, 5, ["Finished in state Completed()"]) for n in range(20)]
+    running = Stage(
+        "evaluate@a-mix-with-a-long-name", "RUNNING", NOW, 40_000, counter=("judge: oracle_diversity", NOW, 1, 1024)
+    )
+    view: Any = SimpleNamespace(begun=[*ended, running], waiting=False, refresh=lambda: None)
+    stream = io.StringIO()
+    with Terminal(view, Console(file=stream, force_terminal=True, width=80, height=10)) as terminal:
+        terminal.show()
+        terminal.show()
+    lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", stream.getvalue()))
+    assert [line.split()[0] for line in lines if line.startswith("train@")] == [stage.name for stage in ended]
+    assert any("judge: oracle_diversity 1/1,024" in line for line in lines)
+    assert max(map(len, lines)) <= 80, "a line that the terminal breaks in two is redrawn in the wrong place"
+
+
 @pytest.mark.parametrize(("seconds", "said"), [(0.4, "0 s"), (99, "99 s"), (100, "2 min"), (5000, "83 min"), (11100, "3 h 05")])
 def test_durations(seconds: float, said: str) -> None:
     assert duration(seconds) == said

@@ -21,8 +21,10 @@ from textcraftor.chain.sampler import Sampler
 from textcraftor.config import Config
 from textcraftor.errors import StoreError, TrainingError
 from textcraftor.generate import draw
+from textcraftor.layout import training_lock
 from textcraftor.models.base import load_base
 from textcraftor.prompts import curate
+from textcraftor.training.holder import sole_holder
 from textcraftor.training.inline import InlinePrefixes
 from textcraftor.training.stages import _load_data, train_text_encoder, train_unet
 
@@ -367,6 +369,16 @@ def test_sdxl_in_bfloat16_with_both_encoders_and_a_multistep_solver(
     assert set(candidate.parts) == {"text_encoder", "text_encoder_2", "unet"}
     draw(xl, candidate, "a red circle", 0, tmp_path / "drawn.png", CPU)
     assert (tmp_path / "drawn.png").is_file()
+
+
+def test_a_mix_that_another_process_trains_is_left_to_it(run: Config, tmp_path: Path) -> None:
+    prepare(run, tmp_path, CPU)
+    with (
+        sole_holder(tmp_path / training_lock("train", "redder")),
+        pytest.raises(TrainingError, match="train@redder is being trained by another process: process"),
+    ):
+        train_text_encoder(run, "redder", tmp_path, CPU)
+    assert not (tmp_path / "data/encoders/redder").exists()
 
 
 def test_training_without_prepare_says_what_to_do(run: Config, tmp_path: Path) -> None:
