@@ -116,7 +116,7 @@ def test_the_sd15_profile_has_the_settings_of_the_paper() -> None:
 def test_a_plan_multiplies_batch_work_and_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     paper = {"gradient": "truncated", "grad_steps": 5, "num_inference_steps": 25, "switch_at": 0.8}
-    small = {**paper, "batch_size": 3, "accumulation": 4, "ema_decay": 0}
+    small = {**paper, "batch_size": 3, "accumulation": 4, "ema_decay": 0, "interpolation": 1}
     made = plan.plan(load(ROOT / "params.yaml", {"train": small}), "balanced", ROOT)
     again = load(ROOT / "params.yaml", {"train": {**paper, "gradient_checkpointing": True, "batch_size": 24}})
     checkpointed = plan.plan(again, "balanced", ROOT)
@@ -176,7 +176,7 @@ def test_the_planned_work_is_what_each_gradient_variant_runs(gradient: str, forw
     assert plan.unet_work(tune, 4, before=20).total == forwards + 20
 
 
-PLAIN = {"decode_size": None, "ema_decay": 0}
+PLAIN = {"decode_size": None, "ema_decay": 0, "interpolation": 1}
 
 
 def test_settings_that_reduce_memory_reduce_the_planned_memory() -> None:
@@ -190,6 +190,7 @@ def test_settings_that_reduce_memory_reduce_the_planned_memory() -> None:
         assert sliced[part] == plain[part] / 4
     assert halved["reward towers"] == plain["reward towers"] / 2
     assert memory(ema_decay=0.9)["tuned copy, gradient, AdamW"] == plain["tuned copy, gradient, AdamW"] * 20 / 16
+    assert memory(interpolation=0.5)["tuned copy, gradient, AdamW"] == plain["tuned copy, gradient, AdamW"] * 24 / 16
 
 
 def test_the_trainable_parameters_of_a_plan_are_those_of_the_run() -> None:

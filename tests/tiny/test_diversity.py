@@ -1,5 +1,7 @@
 """Diversity as the oracle reads it: agreement with the prompt is no collapse, and collapse is no agreement."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -62,6 +64,18 @@ def test_right_pictures_do_not_lose_by_agreeing_with_the_prompt_where_mistakes_d
     """Half the pictures draw another prompt: four different mistakes are no more diverse than four right pictures."""
     wrong = [scene if number % 2 else right[(number + 5 * IMAGES) % len(right)] for number, scene in enumerate(right)]
     assert open_diversity(right, EACH, IMAGES).mean() >= open_diversity(wrong, EACH, IMAGES).mean() - 0.1
+
+
+def test_pictures_that_scatter_more_than_right_ones_have_no_more_diversity(right):
+    """In every second picture one of two objects is missing: the pictures differ more, and none of that was asked for."""
+    pairs = [number for number in range(0, len(EACH), IMAGES) if len(parse(EACH[number]).objects) == 2]
+    prompts = [EACH[start] for start in pairs for _ in range(IMAGES)]
+    whole = [right[start + image] for start in pairs for image in range(IMAGES)]
+    broken = [dataclasses.replace(scene, objects=scene.objects[image % 2 :][:1]) for image, scene in enumerate(whole)]
+    raw = [open_by_kind(scenes, prompts, IMAGES)["place"].mean() for scenes in (whole, broken)]
+    assert raw[1] > raw[0] + 0.3
+    assert open_diversity(broken, prompts, IMAGES).max() == 1
+    assert open_diversity(whole, prompts, IMAGES).mean() >= open_diversity(broken, prompts, IMAGES).mean() - 0.1
 
 
 def test_what_a_prompt_does_not_name_is_open():

@@ -280,6 +280,15 @@ def test_the_moving_average_is_saved_and_resumed(base: Base, tmp_path: Path) -> 
     assert all(torch.equal(value, weights(resumed)[name]) for name, value in weights(trainer).items())
 
 
+def test_interpolation_ends_part_of_the_way_from_the_starting_weights(base: Base, tmp_path: Path) -> None:
+    plain, half = new_trainer(base), new_trainer(base, SETTINGS.model_copy(update={"interpolation": 0.5}))
+    start = weights(plain)
+    for trainer, folder in ((plain, "plain"), (half, "half")):
+        trainer.fit(tmp_path / folder, FACTS, preview(trainer))
+    for name, value in weights(half).items():
+        torch.testing.assert_close(value, (start[name] + weights(plain)[name]) / 2)
+
+
 @pytest.mark.parametrize(
     ("decay", "factors"),
     [

@@ -46,6 +46,11 @@ class TuneConfig(Section):
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="decay of the moving average of the weights, which is saved instead of the last weights. 0: no average"
     )
+    interpolation: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0,
+        description="the saved weights lie at this share of the way from the weights that training started from to the trained "
+        "ones (WiSE-FT). Below 1, less is forgotten of what the rewards did not ask for, at a smaller gain",
+    )
     seed: int = Field(0, description="of the order of the prompts and of random draws")
     checkpoint_every: Positive = Field(50, description="optimiser steps between checkpoints")
     checkpoint_minutes: Annotated[float, Field(gt=0)] | None = Field(

@@ -23,7 +23,7 @@ from textcraftor.planning.footprint import Cost, Footprint, footprint
 MARGIN = 1.1
 OVERHEAD = 1e9  # bytes for the device's context and its libraries' workspaces
 EFFICIENCY = 0.4
-AVERAGE_BYTES = 4  # a parameter's moving average
+AVERAGE_BYTES = 4  # a parameter's moving average, and likewise the starting weights that it is interpolated with
 TRAINED_BYTES = 16  # a float32 parameter, its gradient and AdamW's two moments
 # The paper: 2,300 A100 hours for 2.56 M samples of 40 guided UNet forward passes, SD 1.5 at 512 px in float32.
 A100_SECONDS_A_FORWARD = 3.2 / 40
@@ -106,12 +106,13 @@ def _plan(config: Config, mix: str, costs: Footprint) -> Plan:
     trainable = _trainable(tune, costs)
     towers = costs.towers.values()
     at_once = tune.decode_size or tune.batch_size
+    averages = 2 if tune.interpolation < 1 else int(tune.ema_decay > 0)
     memory = {
         "frozen UNet, VAE, text encoders": costs.unet.weights
         + costs.vae.weights
         + sum(encoder.weights for encoder in costs.text_encoders.values()),
         "reward towers": sum(tower.weights for tower in towers),
-        "tuned copy, gradient, AdamW": float((TRAINED_BYTES + (AVERAGE_BYTES if tune.ema_decay else 0)) * trainable),
+        "tuned copy, gradient, AdamW": float((TRAINED_BYTES + AVERAGE_BYTES * averages) * trainable),
         "UNet activations": costs.unet.saved * tune.batch_size * work.graphs,
         "VAE activations": _vae_activations(config, costs.vae, at_once),
         "reward activations": max((tower.saved for tower in towers), default=0) * at_once,  # one at a time

@@ -6,7 +6,7 @@ Two questions, because a model can collapse in two ways.
 - Pictures of different prompts: do they differ in count, colours, shapes, sizes, background and style, as the prompts do?
   A model that draws one glossy blue star for every prompt leaves the first at its value and brings this one to 0.
   See `variety`.
-Agreement in what a prompt names lowers neither.  In both, 1 is what the renderer shows in right pictures of the same prompts.
+Agreement in what a prompt names lowers neither.  In both, 1 is the mean of right pictures of the same prompts, by the renderer.
 docs/decisions/diversity.md has the figures.
 """
 
@@ -72,12 +72,13 @@ def read(scene: DetectedScene) -> Reading:
 def open_diversity(scenes: Sequence[DetectedScene], prompts: Sequence[str], images_per_prompt: int) -> Array:
     """How much the pictures of each prompt differ in what it leaves open: (N,), a prompt's value repeated for its images.
 
-    Mean over all that the prompt leaves open, see `open_by_kind`.  0 when all pictures of a prompt are read alike; NaN for a
-    prompt without claims.
+    Mean over all that the prompt leaves open, see `open_by_kind`; above 1 counts as 1. Pictures that differ by more than right
+    ones do so by mistakes, such as a third object, and a model that mends these must not lose by it.  0 when all pictures of a
+    prompt are read alike; NaN for a prompt without claims. Right pictures have about 0.9, since four of them scatter around 1.
 
     scenes: (N,) as `oracle.detect` found them, the images of a prompt adjacent.
     """
-    by_kind = np.array(list(open_by_kind(scenes, prompts, images_per_prompt).values()))
+    by_kind = np.minimum(list(open_by_kind(scenes, prompts, images_per_prompt).values()), 1)
     counted = np.isfinite(by_kind).sum(0)
     total = np.nansum(by_kind, 0)
     return np.repeat(np.where(counted, total / np.maximum(counted, 1), np.nan), images_per_prompt)

@@ -73,7 +73,7 @@ class Trainer:
         with self._memory_check(messages.no_memory_to_start(self.module)):
             optimizer = adamw(self.module, tune, self.negative_learning_rate)
             rates = [group["lr"] for group in optimizer.param_groups]
-            average = MovingAverage(self.module, tune.ema_decay)
+            average = MovingAverage(self.module, tune.ema_decay, tune.interpolation)
             if saved:
                 saved.load_into(self.module, optimizer, average.weights)
             else:
