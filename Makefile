@@ -1,7 +1,8 @@
 # `make full` runs everything, `make test` tests everything; both set themselves up. Bare Python with pip and venv
 # is all that is assumed.
-#   make full PROMPTS=my_prompts.txt   your own prompts      PROFILE=tiny  PROMOTE=auto|manual|never
+#   make full PROMPTS=my_prompts.txt   your own prompts      PROFILE=tiny  PROMOTE=auto|review|manual|never
 #   make full PREFECT_PORT=4300 MLFLOW_PORT=5100             fixed ports; otherwise 4200 and 5000 where they are free
+#   make full SERVERS=mine                                   on the servers of PREFECT_API_URL and MLFLOW_TRACKING_URI
 #   make test ARGS="-k gate"                                 pytest's own options; ARGS="-n 8" for more than two workers
 # MLflow cannot set up its database from packages whose path holds a %: then .venv is a link to an environment elsewhere.
 TEXTCRAFTOR_VENV ?= $(if $(and $(findstring %,$(CURDIR)),$(HOME)),$(HOME)/.cache/textcraftor/$(shell \

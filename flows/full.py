@@ -8,12 +8,13 @@ from prefect.futures import PrefectFuture, wait
 from prefect.states import Completed
 
 from flows.errors import log_user_errors_in_one_line
+from flows.review import ask_for_review
 from flows.settings import RunSettings
 from tasks.decision import Decision
 from tasks.gate import Verdict, read_verdict
 from tasks.gpus import GpuPool, visible_gpus
 from tasks.pages import show_candidate, show_decision
-from tasks.registry import challenge, promote, register
+from tasks.registry import challenge, decline, promote, register
 from tasks.stages import Outcome, repro, stop_stages_on_error
 from tasks.tracking import open_history, track
 from tasks.variants import open_workspace
@@ -91,4 +92,8 @@ def decide(verdict: Verdict, workspace: Workspace, settings: RunSettings) -> Dec
     decision = challenge(versions[verdict.winner], workspace.config)
     if settings.promote == "manual" or decision.verdict == "champion stays":
         return decision
+    if settings.promote == "review":
+        review = ask_for_review(decision)
+        conclude = promote if review.approve else decline
+        return conclude(versions[verdict.winner], workspace.config, review.reviewer, review.reason)
     return promote(versions[verdict.winner], workspace.config)

@@ -5,9 +5,10 @@
     python -m flows.local promote    make a registered version champion, on the servers that run or on new ones
 
 `full` exits with 0 (promoted, or the champion stays), 3 (not promoted), 1 (the run failed) or 2 (impossible settings).
-Settings are environment variables: PROMPTS (a file), PROFILE, PROMOTE; VERSION for `promote`; PREFECT_PORT and MLFLOW_PORT
-fix a port; TEXTCRAFTOR_GRACE_SECONDS is how long a training that is stopped may take to write its checkpoint. Ctrl-C waits
-for checkpoints; a second Ctrl-C does not, and they are still written.
+Settings are environment variables: PROMPTS (a file), PROFILE, PROMOTE; SERVERS=mine for a run on the servers that
+PREFECT_API_URL and MLFLOW_TRACKING_URI name; VERSION for `promote`; PREFECT_PORT and MLFLOW_PORT fix a port;
+TEXTCRAFTOR_GRACE_SECONDS is how long a training that is stopped may take to write its checkpoint. Ctrl-C waits for
+checkpoints; a second Ctrl-C does not, and they are still written.
 """
 
 import asyncio
@@ -23,10 +24,12 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from flows import mine
 from flows.environment import prefect_folder, require_usable_folder
 from flows.ports import ServersError, choose_ports
-from flows.servers import SHELL_FILE, Servers, exclusive, reached, running
+from flows.servers import SHELL_FILE, exclusive, reached, running
 from tasks import guard
+from tasks.environment import grace_seconds
 from tasks.links import model_page, runs_page
 from textcraftor.config import load
 from textcraftor.errors import ConfigError, PromptError, UserError
@@ -38,38 +41,51 @@ DEPLOYMENT, PROMOTION = "textcraftor/full", "promote/champion"
 
 
 def full() -> int:
-    """Start servers, run the deployment on them, stop them. Returns the exit status."""
+    """Start servers, run the deployment on them, stop them; or run on the user's own. Returns the exit status."""
     settings = settings_from(os.environ)
-    ports = choose_ports(os.environ)
     name = f"make-full-{time.strftime('%Y%m%d-%H%M%S')}-{uuid4().hex[:4]}"
     log = HOME / "logs" / f"{name}.log"
+    if mine.is_wanted(os.environ):
+        env = mine.environment(os.environ, settings)
+        with exclusive(HOME):
+            print("   ".join(f"{name}={mine.without_credentials(env[name])}" for name in mine.NAMED))
+            print(f"Log     {log.relative_to(ROOT)}", flush=True)
+            log.parent.mkdir(parents=True, exist_ok=True)
+            return run([sys.executable, "-m", "flows.mine", name, json.dumps(settings)], env, name, log)
+    ports = choose_ports(os.environ)
     with exclusive(HOME):
         print("Starting Prefect and MLflow ...", flush=True)
         with running(ROOT, HOME, ports) as servers:
             print(f"Prefect {ports.prefect_url}   MLflow {ports.mlflow_url}   (both until the run ends)", flush=True)
             print(f"Log     {log.relative_to(ROOT)}", flush=True)
             os.environ.update(servers.env)
-            return run(servers, name, settings, log)
+            parameters = json.dumps({"settings": settings})
+            command = ["prefect", "deployment", "run", DEPLOYMENT, "--watch", "--flow-run-name", name, "--params", parameters]
+            return run([sys.executable, "-m", *command], servers.env, name, log, servers.require_alive)
 
 
-def run(servers: Servers, name: str, settings: Mapping[str, Any], log: Path) -> int:
-    """Run the deployment to its end, its output in `log`, a line a stage in the terminal, and print its summary."""
+def run(
+    command: list[str], env: Mapping[str, str], name: str, log: Path, require_alive: Callable[[], None] = lambda: None
+) -> int:
+    """Follow a run to its end, the output of `command` in `log`, a line a stage in the terminal, and print its summary.
+
+    command: runs a flow run of this name.  require_alive: raises when its servers have ended.
+    """
     from flows import summary, terminal  # they import Prefect, which reads the environment when it is imported
 
-    parameters = json.dumps({"settings": dict(settings)})
-    command = ["prefect", "deployment", "run", DEPLOYMENT, "--watch", "--flow-run-name", name, "--params", parameters]
     with log.open("w") as output:
         watch = guard.start(
-            [sys.executable, "-m", *command],
-            cwd=servers.folder,
-            env={**servers.env, "COLUMNS": "160"},
+            command,
+            grace_seconds(os.environ) + guard.GRACE,  # the stages in it may write a checkpoint
+            cwd=prefect_folder(HOME),
+            env={**env, "COLUMNS": "160"},
             stdout=output,
             stderr=subprocess.STDOUT,
         )
         try:
             with terminal.opened(name) as shown:
                 while watch.poll() is None:
-                    servers.require_alive()
+                    require_alive()
                     shown.show()
                     time.sleep(1)
                 shown.finish()
@@ -87,7 +103,7 @@ def ui() -> int:
     ports = choose_ports(os.environ)
     with contextlib.suppress(SystemExit), exclusive(HOME):
         print("Starting Prefect and MLflow ...", flush=True)
-        with running(ROOT, HOME, ports) as servers:
+        with running(ROOT, HOME, ports, watched=True) as servers:
             print(
                 f"Prefect   {ports.prefect_url}\n"
                 f"MLflow    {runs_page(ports.mlflow_url, servers.experiment_id(model))}   runs\n"

@@ -5,6 +5,7 @@ Prefect's own folder there, because Prefect reads `.env`, `prefect.toml` and `py
 in: a database or an API key of somebody else's, named in the project, must not reach them.
 """
 
+import base64
 import contextlib
 import fcntl
 import http.client
@@ -25,6 +26,7 @@ from tasks import guard
 from tasks.environment import grace_seconds, sqlite_url
 
 START_TIMEOUT = 600.0  # seconds; 10 are usual, minutes on a machine busy with training
+FERNET = 44  # characters of a key for Fernet, MLflow's cipher: 32 bytes in base64
 SHELL_FILE = "env"  # in .textcraftor/, while the servers run
 
 
@@ -61,16 +63,17 @@ def reached(root: Path, home: Path, settings: Mapping[str, str]) -> Iterator[dic
 
 
 @contextlib.contextmanager
-def running(root: Path, home: Path, ports: Ports) -> Iterator["Servers"]:
+def running(root: Path, home: Path, ports: Ports, watched: bool = False) -> Iterator["Servers"]:
     """Start both servers and a worker for the deployments of prefect.yaml; stop them after the block.
 
+    watched: with the receiver of MLflow's webhooks, which puts back the alias of the champion.
     Raises ServersError when one cannot be started.
     """
     with claimed(ports):
-        yield from _running(root, home, ports)
+        yield from _running(root, home, ports, watched)
 
 
-def _running(root: Path, home: Path, ports: Ports) -> Iterator["Servers"]:
+def _running(root: Path, home: Path, ports: Ports, watched: bool) -> Iterator["Servers"]:
     servers = Servers(root, home, ports, environment(root, home, ports))
     try:
         servers.start("prefect", ["prefect", "server", "start", "--host", HOST, "--port", str(ports.prefect)])
@@ -78,7 +81,12 @@ def _running(root: Path, home: Path, ports: Ports) -> Iterator["Servers"]:
         uploads = home / "mlflow/uploads"
         uploads.mkdir(parents=True, exist_ok=True)
         options = mlflow_options(home / "mlflow", ports.mlflow)
-        servers.start("mlflow", ["mlflow", "server", *options], TMPDIR=str(uploads))
+        servers.start(
+            "mlflow",
+            ["mlflow", "server", *options],
+            TMPDIR=str(uploads),
+            MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY=webhook_key(home),
+        )
         servers.wait_for("prefect", ports.prefect, "/api/health")
         servers.wait_for("mlflow", ports.mlflow, "/health")
         silence_analytics(prefect_folder(home) / "ui")
@@ -87,6 +95,8 @@ def _running(root: Path, home: Path, ports: Ports) -> Iterator["Servers"]:
         worker_command = ["prefect", "worker", "start", "--pool", "textcraftor", "--type", "process", "--name", "local"]
         # The flow in it waits for stages that write a checkpoint, so the worker gets their time and a little more.
         servers.start("worker", worker_command, grace=grace_seconds(os.environ) + guard.GRACE)
+        if watched:
+            servers.start("webhook", ["tasks.webhook"])
         (home / "servers.json").write_text(json.dumps(asdict(ports)), encoding="utf-8")
         (home / SHELL_FILE).write_text(shell_lines(servers.env), encoding="utf-8")
         yield servers
@@ -173,6 +183,16 @@ def mlflow_options(store: Path, port: int) -> list[str]:
         *("--backend-store-uri", sqlite_url(store / "mlflow.db")),
         *("--artifacts-destination", (store / "artifacts").as_uri()),
     ]
+
+
+def webhook_key(home: Path) -> str:
+    """The key with which MLflow encrypts the secrets of its webhooks, made on first use and readable by its owner alone."""
+    path = home / "keys/webhook.key"
+    if not path.exists() or len(path.read_text()) != FERNET:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.touch(0o600)
+        path.write_bytes(base64.urlsafe_b64encode(os.urandom(32)))
+    return path.read_text()
 
 
 def _get(port: int, path: str) -> bytes | None:

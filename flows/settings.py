@@ -32,10 +32,11 @@ class RunSettings(BaseModel):
         title="Tune the UNet too",
         description="Adds a candidate MIX-unet for each mix: its UNet, tuned on the frozen tuned text encoder.",
     )
-    promote: Literal["auto", "manual", "never"] = Field(
+    promote: Literal["auto", "review", "manual", "never"] = Field(
         "auto",
         title="Promotion",
         description="auto: a candidate that passes the gate and is no worse than the champion replaces it. "
+        "review: the run waits until a person has filled in the form behind Resume on its page. "
         "manual: it becomes `challenger` until a person runs the deployment promote/champion. "
         "never: nothing is registered.",
     )

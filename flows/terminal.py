@@ -17,7 +17,7 @@ from prefect.client.schemas.filters import (
     LogFilterFlowRunId,
     LogFilterTimestamp,
 )
-from prefect.client.schemas.objects import FlowRun, Log, TaskRun
+from prefect.client.schemas.objects import FlowRun, Log, StateType, TaskRun
 from prefect.client.schemas.sorting import LogSort
 from rich.console import Console
 from rich.live import Live
@@ -82,6 +82,7 @@ class RunView:
         self.client, self.name = client, name
         self.stages: dict[UUID, Stage] = {}
         self.waiting = False  # for another run of the same deployment
+        self.review = ""  # address of the page on which a person is to decide; empty while nobody is
         self._seen: set[UUID] = set()
         self._since: datetime | None = None
 
@@ -90,6 +91,10 @@ class RunView:
         if (run := self._run()) is None:
             return
         self.waiting = run.state_name == "AwaitingConcurrencySlot"
+        suspended = run.state_type == StateType.PAUSED
+        self.review = (
+            f"{str(self.client.api_url).removesuffix('/').removesuffix('/api')}/runs/flow-run/{run.id}" if suspended else ""
+        )
         for task_run in self._task_runs(run.id):
             stage = self.stages.setdefault(task_run.id, Stage(task_run.name))
             stage.name, stage.started = task_run.name, task_run.start_time
@@ -138,7 +143,7 @@ class Terminal:
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
         self._printed: set[int] = set()
         self._reported = time.monotonic()
-        self._said_waiting = False
+        self._said_waiting = self._said_review = False
 
     def __enter__(self) -> "Terminal":
         if self._live:
@@ -163,6 +168,9 @@ class Terminal:
         if self.view.waiting and not self._said_waiting:
             self._said_waiting = True
             self._print("Another run of this project goes first; this one starts when it has ended.")
+        if self.view.review and not self._said_review:
+            self._said_review = True
+            self._print(f"A person decides: {self.view.review} has a form behind Resume. This command waits for it.")
         running = [stage for stage in self.view.begun if not (stage.ended or last)]
         if self._live:
             self._live.update(Text("\n".join(stage.describe() for stage in running), no_wrap=True, overflow="ellipsis"))

@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 from mlflow import MlflowClient
 
-from tasks import comparison, links, promotions, store
+from tasks import aliases, comparison, links, promotions, store
 from tasks.decision import Decision
 from tasks.store import RegistryUnavailable, client, locked, tracking_uri, without_credentials
-from tasks.versions import Champion, fetch_proven, find_champion, show_champion
+from tasks.versions import Champion, fetch_proven, find_champion
 from textcraftor.config import Config
 from textcraftor.errors import ModelError, Unproven
 from textcraftor.trust.verifier import Proven
@@ -38,7 +38,7 @@ def make_champion(version: int, config: Config, by: str = "", why: str = "") -> 
     with locked(store.STORE.parent / "registry.lock"):
         for _ in range(ATTEMPTS):
             champion = find_champion(mlflow, config)
-            show_champion(mlflow, model, champion)
+            aliases.correct(mlflow, model, champion)
             if champion.state == "proven" and champion.version == version and champion.signed:
                 return decide("champion stays", f"version {version} is the champion", version, proven, model)
             if champion.state == "unknown" and not by:
@@ -54,7 +54,7 @@ def make_champion(version: int, config: Config, by: str = "", why: str = "") -> 
             if promotions.append(
                 mlflow, champion.chain, model, version, proven.digest, by or f"the pipeline ({account()})", reason
             ):
-                show_champion(mlflow, model, find_champion(mlflow, config))
+                aliases.show_champion(mlflow, model, find_champion(mlflow, config))
                 return decide("promoted", reason, version, proven, model)
     raise RegistryUnavailable(
         f"{ATTEMPTS} other promotions of {model} came first while version {version} was compared. Promote it again"

@@ -11,18 +11,18 @@ from mlflow.exceptions import MlflowException
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks import comparison, store
+from tasks import aliases, comparison, store
 from tasks.champion import compare, decide, make_champion, version_page
 from tasks.decision import Decision
 from tasks.evidence import Record
 from tasks.store import ARTIFACT, RegistryUnavailable, client, locked
 from tasks.tracking import candidate_tags, only_if_unavailable
-from tasks.versions import CHALLENGER, fetch, fetch_proven, find_champion, show_champion, verify_run
+from tasks.versions import CHALLENGER, fetch, fetch_proven, find_champion, verify_run
 from tasks.workspace import Workspace
 from textcraftor.config import Config
 from textcraftor.errors import Unproven
 
-__all__ = ["challenge", "promote", "register", "version_page"]
+__all__ = ["challenge", "decline", "promote", "register", "version_page"]
 
 
 @task(
@@ -79,7 +79,7 @@ def challenge(version: int, config: Config) -> Decision:
         champion = find_champion(mlflow, config)
         if champion.state == "unknown":
             raise RegistryUnavailable(champion.describe(model))
-        show_champion(mlflow, model, champion)
+        aliases.correct(mlflow, model, champion)
         if champion.proven and champion.signed and champion.proven.scores.digest == proven.scores.digest:
             why = f"version {champion.version} is the champion and has the same weights"
             return decide("champion stays", why, champion.version or version, proven, model)
@@ -100,6 +100,26 @@ def challenge(version: int, config: Config) -> Decision:
 def promote(version: int, config: Config, by: str = "", why: str = "") -> Decision:
     """Make a version `champion` (see `make_champion`)."""
     return make_champion(version, config, by, why)
+
+
+@task(
+    task_run_name="decline version {version}",
+    retries=3,
+    retry_delay_seconds=5,
+    retry_condition_fn=only_if_unavailable,
+    cache_policy=NO_CACHE,
+)
+def decline(version: int, config: Config, by: str, why: str) -> Decision:
+    """Leave the champion where it is and take the alias `challenger` from a version; its tag `review` says who and why."""
+    mlflow, model, number = client(), config.registry.name, str(version)
+    proven = fetch_proven(number, config)
+    with locked(store.STORE.parent / "registry.lock"):
+        if str(mlflow.get_registered_model(model).aliases.get(CHALLENGER)) == number:
+            mlflow.delete_registered_model_alias(model, CHALLENGER)
+    said = f"{by} declined it: {why}"
+    mlflow.set_model_version_tag(model, number, "review", said)
+    mlflow.set_model_version_tag(model, number, "validation_status", "declined")
+    return decide("not promoted", said, version, proven, model)
 
 
 def _create_model(mlflow: MlflowClient, model: str) -> None:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +20,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
-from tasks import guard
+from tasks import guard, stage_times
 from tasks.environment import grace_seconds, stage_environment
 from tasks.gpus import GpuPool
 from tasks.locks import drop_dead_locks
@@ -79,6 +80,7 @@ def repro(stage: str, folder: Path, concurrency: int = 1, gpus: GpuPool | None =
     lines: list[str] = []
     with (gpus or GpuPool()).lend() as gpu:
         drop_dead_locks(folder)
+        started = time.time()
         process = _start(stage, folder, stage_environment(os.environ, concurrency, gpu))
         try:
             assert process.stdout
@@ -93,7 +95,10 @@ def repro(stage: str, folder: Path, concurrency: int = 1, gpus: GpuPool | None =
                 _running.discard(process)
     if status != 0:
         raise StageFailed(f"{stage}: stopped with the flow") if _is_stopped() else stage_error(stage, status, lines)
-    return parse_outcome(stage, lines)
+    outcome = parse_outcome(stage, lines)
+    if outcome == "ran":
+        stage_times.write(folder, stage, started, time.time())
+    return outcome
 
 
 def _start(stage: str, folder: Path, environment: Mapping[str, str]) -> "subprocess.Popen[str]":

@@ -16,14 +16,14 @@ import jinja2
 import PIL.Image
 import requests
 from mlflow import MlflowClient
-from mlflow.entities import LifecycleStage, Metric, Param, RunTag
+from mlflow.entities import LifecycleStage, LoggedModelOutput, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks import store
+from tasks import lineage, stage_times, store
 from tasks.evidence import Record, assemble, certify, identity
 from tasks.links import evidence_file, report_page
 from tasks.store import ARTIFACT, RegistryUnavailable, client, scratch, tracking_uri, without_credentials
@@ -99,17 +99,26 @@ def track(name: str, record: Record, workspace: Workspace) -> Tracked:
         for run in mlflow.search_runs([experiment], f"tags.identity = '{key}' and attributes.status = 'RUNNING'"):
             mlflow.set_terminated(run.info.run_id, "KILLED")  # its process is gone; one that is alive says so when it ends
         tags = {**candidate_tags(name, record, workspace), "identity": key, **certificate}
-        run = mlflow.create_run(experiment, run_name=name, tags=tags)
-        run_id = str(run.info.run_id)
+        tags |= lineage.source_tags(name, workspace, folder)
+        started, ended = (
+            int(1000 * moment) for moment in stage_times.span(workspace.folder, name) or (time.time(), time.time())
+        )
+        run = mlflow.create_run(experiment, started, tags, name)
+        run_id, logged = str(run.info.run_id), None
         try:
             picture = evidence_file(run_id, "grid.png")
             card = model_card(name, record, workspace, picture, report_page(experiment, run_id))
             mlflow.set_tag(run_id, "mlflow.note.content", card)
-            _log(mlflow, run_id, name, workspace, folder)
+            logged = lineage.log_model(mlflow, experiment, run_id, name, tags)
+            _log(mlflow, run_id, logged.model_id, name, workspace, folder, ended)
+            mlflow.log_outputs(run_id, [LoggedModelOutput(logged.model_id, 0)])
+            mlflow.finalize_logged_model(logged.model_id, "READY")
         except BaseException:
             mlflow.set_terminated(run_id, "FAILED")
+            if logged:
+                mlflow.finalize_logged_model(logged.model_id, "FAILED")
             raise
-        mlflow.set_terminated(run_id, "FINISHED")
+        mlflow.set_terminated(run_id, "FINISHED", ended)
         return Tracked(run_id, certificate["refused"])
 
 
@@ -147,6 +156,7 @@ def candidate_tags(name: str, record: Record, workspace: Workspace) -> dict[str,
         "profile": workspace.config.profile,
         "digest": record["digest"],
         "gate": "passed" if record["passed"] else "failed",
+        "validation_status": "passed" if record["passed"] else "failed",  # MLflow's own word for it
         "worse": losses(workspace.metrics(name), read_claims(name, workspace.folder)),
     }
 
@@ -183,15 +193,26 @@ def model_card(
     )
 
 
-def _log(mlflow: MlflowClient, run_id: str, name: str, workspace: Workspace, folder: Path) -> None:
+def _log(mlflow: MlflowClient, run_id: str, model_id: str, name: str, workspace: Workspace, folder: Path, now: int) -> None:
+    """Log parameters, data, figures, pictures and files. The figures belong to the logged model and the held-out prompts.
+
+    now: when the candidate's work ended, in milliseconds since 1970.
+    """
     config = workspace.config
-    sections = {"base": config.base, "sampler": config.sampler, "train": config.train, "evaluate": config.evaluate}
+    sections = {
+        "base": config.base,
+        "chain": config.chain,
+        "sampler": config.sampler,
+        "train": config.train,
+        "evaluate": config.evaluate,
+    }
     if has_tuned_unet(name):
         sections["train_unet"] = config.train_unet
     made_of = {"blend": config.blend[blend].weights} if (blend := blend_of(name)) else {"mix": config.mix[mix_of(name)]}
     params = made_of | {section: model.model_dump(mode="json") for section, model in sections.items()}
-    now = int(time.time() * 1000)
-    metrics = [Metric(key, value, now, 0) for key, value in _numbers(workspace.metrics(name))]
+    mlflow.log_inputs(run_id, lineage.datasets(folder))
+    about = {"model_id": model_id, "dataset_name": lineage.HELDOUT, "dataset_digest": lineage.heldout_digest(folder)}
+    metrics = [Metric(key, value, now, 0, **about) for key, value in _numbers(workspace.metrics(name))]
     for part, file in (("train", "history.csv"), ("train_unet", "unet-history.csv")):
         metrics += [Metric(f"{part}/{key}", value, now, step) for step, key, value in history(folder / file)]
     mlflow.log_batch(run_id, params=[Param(key, str(value)) for key, value in _leaves(params)], tags=[RunTag("name", name)])
@@ -263,8 +284,8 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _numbers(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """(name, value) of each number in metrics.json; names such as `oracle/delta` and `diversity/ratio`."""
-    groups = {**metrics["judges"], "diversity": metrics["diversity"]}
+    """(name, value) of each number in metrics.json; names such as `judges/oracle/delta` and `judges/diversity/ratio`."""
+    groups = {"judges": {**metrics["judges"], "diversity": metrics["diversity"]}}
     for key, value in _leaves(groups):
         if isinstance(value, int | float) and not isinstance(value, bool):
             yield key.replace(".", "/"), float(value)

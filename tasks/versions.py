@@ -152,22 +152,6 @@ def find_champion(mlflow: MlflowClient, config: Config, private: Path | None = N
     return Champion("proven", number, proven, "", chain)
 
 
-def show_champion(mlflow: MlflowClient, model: str, champion: Champion) -> None:
-    """Let MLflow's aliases show what the record says: `champion` on its last entry, `challenger` on no champion."""
-    if not champion.signed:
-        return
-    aliases, number = mlflow.get_registered_model(model).aliases, str(champion.version)
-    if str(aliases.get(CHAMPION)) != number:
-        try:
-            mlflow.set_registered_model_alias(model, CHAMPION, number)
-        except MlflowException as error:
-            if error.error_code in GONE:  # the version was deleted
-                return
-            mlflow.set_registered_model_alias(model, CHAMPION, number)  # another machine set it in the same instant
-    if str(aliases.get(CHALLENGER)) == number:
-        mlflow.delete_registered_model_alias(model, CHALLENGER)
-
-
 def _alias_holder(mlflow: MlflowClient, model: str) -> int | None:
     """The version with the alias `champion`; None where there is none, or no such model."""
     try:

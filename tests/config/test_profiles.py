@@ -31,6 +31,21 @@ def test_overrides_replace_single_values(params: Path) -> None:
     assert run.train.learning_rate == config.load(ROOT / "params.yaml").train.learning_rate
 
 
+def test_a_key_that_says_profile_is_as_the_profile_has_it(params: Path) -> None:
+    plain = config.load(params)
+    params.write_text("profile: tiny\ntrain: {steps: profile, batch_size: 3}\n")
+    assert config.load(params).train == plain.train.model_copy(update={"batch_size": 3})
+
+
+def test_dvc_finds_the_keys_that_people_change_in_params_yaml() -> None:
+    """Without them `dvc exp run -S train.steps=4` is an error; a misspelt one would never be noticed."""
+    run, written = config.load(ROOT / "params.yaml"), yaml.safe_load((ROOT / "params.yaml").read_text())
+    listed = [(section, key) for section, keys in written.items() if isinstance(keys, dict) for key in keys]
+    assert ("train", "steps") in listed
+    for section, key in listed:
+        assert key in type(getattr(run, section)).model_fields
+
+
 def test_a_switch_is_a_fraction_of_any_number_of_steps(params: Path) -> None:
     assert [config.switch_step(0.4, steps) for steps in (10, 25, 50)] == [4, 10, 20]
     run = config.load(params, {"chain": {"num_inference_steps": 50}, "train": {"num_inference_steps": None}})

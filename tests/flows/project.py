@@ -37,7 +37,8 @@ def use_toys(folder: Path, **sections: object) -> None:
     shutil.copyfile(HERE / "toy.py", folder / "toy.py")
     # The interpreter that runs the tests is the one that has the library.
     text = (HERE / "toy_dvc.yaml").read_text().replace("cmd: python ", f"cmd: {sys.executable} ")
-    (folder / "dvc.yaml").write_text(text)
+    shown = {name: yaml.safe_load((ROOT / "dvc.yaml").read_text())[name] for name in ("metrics", "plots")}
+    (folder / "dvc.yaml").write_text(text + yaml.safe_dump(shown))
     params = yaml.safe_load((ROOT / "params.yaml").read_text()) | {"train": {"steps": 200}} | sections
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 

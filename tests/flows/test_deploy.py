@@ -10,7 +10,7 @@ from prefect import flow, get_client, task
 from prefect.artifacts import create_link_artifact
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
-from prefect.states import Completed, Pending, Running, Scheduled
+from prefect.states import Completed, Pending, Running, Scheduled, Suspended
 
 from flows.deploy import VERSION_LINK, repair_links, settle_earlier_runs
 from flows.errors import log_user_errors_in_one_line
@@ -42,6 +42,7 @@ def a_promotion() -> None: ...
         (a_run, Pending(), "Cancelled"),
         (a_run, Scheduled(), "Scheduled"),
         (a_run, Completed(), "Completed"),
+        (a_run, Suspended(), "Suspended"),
         (a_promotion, Scheduled(), "Scheduled"),
         (a_promotion, Pending(), "Scheduled"),
         (a_promotion, Running(), "Scheduled"),

@@ -1,19 +1,32 @@
 """The whole flow on a real Prefect server, with toy stages and an MLflow store in a file. Twice the same: test_readme.py."""
 
+import contextlib
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import cast
+from uuid import UUID
 
 import pytest
-from prefect import get_client
+from prefect import State, get_client
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.responses import SetStateStatus
+from prefect.exceptions import Pause
+from prefect.flow_engine import run_flow
+from prefect.states import Pending
 
 from flows.full import full
 from flows.promote import promote
 from flows.settings import RunSettings
-from tasks import store
+from tasks import promotions, store
 from tasks.stages import StageFailed
-from tests.flows.project import make_project, stages_run
+from tests.flows.checkout import make_checkout, shell_environment
+from tests.flows.project import ROOT, make_project, stages_run
 
 ONCE = ["curate", "evaluate aesthetic", "evaluate balanced", "evaluate base", "judge", "prepare"]
 ONCE += ["train aesthetic", "train balanced", "validate"]
@@ -39,8 +52,41 @@ def test_from_prompts_to_a_champion(project: Path) -> None:
     assert stages_run(project)[-1] == "judge"
 
 
-def test_never_registers_nothing_and_manual_waits_for_a_person(project: Path) -> None:
-    """One after the other: the second run finds the stages of the first unchanged."""
+def start_review(client: SyncPrefectClient, deployment: UUID) -> FlowRun:
+    """A run of the deployment that a person is to review, in the state in which a worker takes it up."""
+    return client.create_flow_run_from_deployment(
+        deployment, parameters={"settings": {"mixes": ["balanced"], "promote": "review"}}, state=Pending()
+    )
+
+
+def work_on(client: SyncPrefectClient, run: UUID) -> State:
+    """What a worker's process does with a run; the state that it leaves it in."""
+    client.set_flow_run_state(run, Pending(), force=True)
+    settings = {"settings": RunSettings(mixes=["balanced"], promote="review")}
+    with contextlib.suppress(Pause):
+        run_flow(full, client.read_flow_run(run), settings, return_type="state")
+    state = client.read_flow_run(run).state
+    assert state
+    return state
+
+
+def review(version: int) -> None:
+    """A run is suspended; its form takes no empty reviewer; who approved and why becomes part of the signed promotion."""
+    deployment = cast(UUID, full.to_deployment("reviewed").apply())
+    with get_client(sync_client=True) as client:
+        run = start_review(client, deployment)
+        assert work_on(client, run.id).name == "Suspended"
+        nobody = client.resume_flow_run(run.id, {"approve": True, "reason": "better", "reviewer": ""})
+        assert nobody.status == SetStateStatus.REJECT and "reviewer" in str(nobody.details)
+        client.resume_flow_run(run.id, {"approve": True, "reason": "shapes hold", "reviewer": "Ada"})
+        state = work_on(client, run.id)
+    assert str(state.message) == "promoted: it passed the gate and a person chose it (shapes hold); it is the first champion"
+    entry = promotions.read(store.client(), "textcraftor-tiny").head
+    assert entry and (entry.version, entry.by) == (version, "Ada") and "shapes hold" in entry.why
+
+
+def test_never_registers_nothing_and_manual_and_review_wait_for_a_person(project: Path) -> None:
+    """One after the other: the later runs find the stages of the first unchanged."""
     assert full(RunSettings(mixes=["balanced"], promote="never")).verdict == "judged"
     assert not store.client().search_registered_models()
 
@@ -56,7 +102,8 @@ def test_never_registers_nothing_and_manual_waits_for_a_person(project: Path) ->
     assert "Worse than the base: shape -5.0 points" in str(shown["verdict"].data)
     rule, reason = re.findall(r"^\| oracle.delta .*|^- oracle.delta: passed: .*", str(shown["verdict"].data), re.M)
     assert len(rule) < 40 < len(reason), "Prefect's tables do not wrap, and a phone shows some forty characters"
-    assert promote(version=1).verdict == "promoted"
+    review(version=1)
+    assert promote(version=1).verdict == "champion stays"
 
 
 def test_a_gate_that_nobody_passes_promotes_nothing(project: Path) -> None:
@@ -79,3 +126,25 @@ def test_the_form_offers_the_profiles() -> None:
     assert "tiny" in profile["anyOf"][0]["enum"]
     described = RunSettings.model_json_schema()["properties"]
     assert all(field["description"] for field in described.values())
+
+
+def test_a_run_on_servers_of_ones_own_starts_none(tmp_path: Path, empty_store: Path, server: None) -> None:
+    checkout = make_checkout(tmp_path / "checkout", mixes=["balanced"], train={"steps": 1})
+    shutil.copyfile(empty_store, tmp_path / "theirs.db")
+    with get_client(sync_client=True) as client:
+        before = {run.id for run in client.read_flow_runs()}
+        env = shell_environment(
+            SERVERS="mine", PREFECT_API_URL=str(client.api_url), MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path / 'theirs.db'}"
+        )
+        done = subprocess.run(
+            [sys.executable, "-m", "flows.local", "full"],
+            cwd=checkout,
+            env={**env, "PYTHONPATH": os.pathsep.join((str(checkout), str(ROOT)))},
+            capture_output=True,
+            text=True,
+        )
+        assert (done.returncode, done.stderr) == (3, ""), done.stdout
+        assert "Verdict: not promoted" in done.stdout
+        (run,) = [run for run in client.read_flow_runs() if run.id not in before]
+        assert run.name.startswith("make-full-") and run.deployment_id is None
+    assert not list((checkout / ".textcraftor").rglob("*.db")), "no server of its own kept anything"

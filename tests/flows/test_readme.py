@@ -15,6 +15,7 @@ import signal
 import socketserver
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,13 +66,15 @@ SET_ASIDE = {
     "make check": "CI runs it",
     "make lock": "pins new versions",
     "dvc repro ablations/dvc.yaml": "an hour of trainings; tests/ablation runs a small table",
+    "make full PROMOTE=review": "waits for a person; test_full.py fills in the form",
+    "make full SERVERS=mine": "test_full.py has a server of its own",
     "make full": "followed as `make full PROMOTE=manual`, and again with the real stages",
 }
 BY_HAND = block("source .venv/bin/activate")
 WITHOUT_MODELS = ("source", "dvc repro", "textcraftor config", "textcraftor resolve")
 SECOND_SHELL = block("source .textcraftor/env")
 FOLLOWED = [
-    command("make full PROMOTE="),
+    command("make full PROMOTE=manual"),
     command("make ui"),
     *SECOND_SHELL,
     command("prefect deployment run promote/champion"),
@@ -116,12 +119,32 @@ class Served:
     runs: str
     model: str
 
-    def ask(self, path: str) -> Any:
-        """What Prefect's API answers to a search without conditions, newest first."""
-        connection = http.client.HTTPConnection(self.prefect.removeprefix("http://"), timeout=60)
-        connection.request("POST", f"/api{path}", "{}", {"Content-Type": "application/json"})
+    def ask(self, path: str, method: str = "POST", **body: object) -> Any:
+        """What Prefect's API answers; to a search without conditions, newest first."""
+        return self._call(self.prefect, f"/api{path}", method, body)
+
+    def mlflow(self, path: str, method: str = "POST", **body: object) -> Any:
+        """What MLflow's API answers."""
+        return self._call(self.model.split("/#")[0], f"/api/2.0/mlflow{path}", method, body)
+
+    def _call(self, server: str, path: str, method: str, body: object) -> Any:
+        connection = http.client.HTTPConnection(server.removeprefix("http://"), timeout=60)
+        connection.request(method, path, json.dumps(body), {"Content-Type": "application/json"})
         with contextlib.closing(connection):
-            return json.loads(connection.getresponse().read())
+            return json.loads(connection.getresponse().read() or "null")
+
+    def wait_for_alias(self, version: str) -> None:
+        """Wait until a version of textcraftor-tiny is the one with the alias `champion`."""
+        until, holder = time.monotonic() + 300, None
+        while holder != version:
+            assert time.monotonic() < until, f"the alias is on version {holder} still"
+            time.sleep(0.3)
+            holder = self.champion()
+
+    def champion(self) -> str | None:
+        """The version with the alias `champion`."""
+        model = self.mlflow("/registered-models/get?name=textcraftor-tiny", "GET")["registered_model"]
+        return next((each["version"] for each in model.get("aliases", ()) if each["alias"] == "champion"), None)
 
 
 class TheirServer(socketserver.TCPServer):
@@ -163,7 +186,7 @@ def visit(tmp_path_factory: pytest.TempPathFactory, their_server: TheirServer) -
     name_their_server(folder, their_server, theirs)
     # To count GPUs takes seconds; the packages of the toys lie in the environment that runs the tests.
     shell = Shell(folder, {"CUDA_VISIBLE_DEVICES": "", "TEXTCRAFTOR_VENV": ".venv"} if STAGES == "toy" else {})
-    done = shell.run(command("make full PROMOTE="))
+    done = shell.run(command("make full PROMOTE=manual"))
     assert done.returncode == 0, done.stdout + done.stderr
     return Visit(shell, done.stdout, theirs, their_server.callers)
 
@@ -270,6 +293,70 @@ def test_a_second_shell_starts_a_run(visit: Visit, served: Served) -> None:
         assert sorted(stages_run(visit.folder)) == sorted(set(stages_run(visit.folder))), "no stage runs twice"
 
 
+@pytest.fixture(scope="module")
+def unproven(served: Served) -> str:
+    """A version that somebody adds by MLflow's API: a copy of version 1, without a statement."""
+    first = served.mlflow("/model-versions/get?name=textcraftor-tiny&version=1", "GET")["model_version"]
+    made = served.mlflow("/model-versions/create", name="textcraftor-tiny", source=first["source"], run_id=first["run_id"])
+    return str(made["model_version"]["version"])
+
+
+def move_alias(served: Served, version: str) -> None:
+    served.mlflow("/registered-models/alias", name="textcraftor-tiny", alias="champion", version=version)
+
+
+def corrections(visit: Visit) -> int:
+    """How often the receiver of webhooks put the alias back."""
+    return (visit.folder / ".textcraftor/logs/webhook.log").read_text().count(": put back")
+
+
+def wait_for_correction(visit: Visit, served: Served, before: int) -> None:
+    until = time.monotonic() + 300
+    while corrections(visit) == before:
+        assert time.monotonic() < until, "the receiver corrects nothing"
+        time.sleep(0.3)
+    assert served.champion() == "1"
+
+
+def test_an_alias_moved_by_the_api_is_put_back_by_the_webhook(visit: Visit, served: Served, unproven: str) -> None:
+    before = corrections(visit)
+    move_alias(served, unproven)
+    wait_for_correction(visit, served, before)
+    tags = served.mlflow(f"/model-versions/get?name=textcraftor-tiny&version={unproven}", "GET")["model_version"]["tags"]
+    assert [f"was on version {unproven}" in each["value"] for each in tags if each["key"] == "alias_corrected"] == [True]
+
+
+@needs_browser
+def test_an_alias_moved_on_mlflows_page_is_put_back(visit: Visit, served: Served, unproven: str, tmp_path: Path) -> None:
+    before = corrections(visit)
+    page = Page(served.model.replace("?", f"/versions/{unproven}?"), tmp_path / "profile", width=1600)
+    with contextlib.closing(page):
+        page.wait_for("Version " + unproven, "Aliases")
+        page.wait("document.querySelector('[title=\"Add aliases\"]') != null")
+        page.value("document.querySelector('[title=\"Add aliases\"]').click()")
+        page.wait_for("Save aliases")
+        page.wait("document.querySelector('[role=dialog] input') != null")
+        page.value("document.querySelector('[role=dialog] input').focus()")
+        page.press("champion", "Enter")
+        page.click("Save aliases")
+        wait_for_correction(visit, served, before)
+
+
+def test_where_no_webhook_arrives_the_schedule_puts_the_alias_back(visit: Visit, served: Served, unproven: str) -> None:
+    (webhook,) = served.mlflow("/webhooks", "GET")["webhooks"]
+    served.mlflow(f"/webhooks/{webhook['webhook_id']}", "DELETE")
+    time.sleep(6)  # the server remembers it for five seconds
+    move_alias(served, unproven)
+    (net,) = [each for each in served.ask("/deployments/filter") if each["schedules"]]
+    (schedule,) = net["schedules"]
+    assert schedule["active"] and schedule["schedule"]["interval"] == 300
+    assert served.champion() == unproven, "nobody watches any more"
+    soon = {**schedule["schedule"], "interval": 60}
+    served.ask(f"/deployments/{net['id']}/schedules/{schedule['id']}", "PATCH", schedule=soon)
+    served.wait_for_alias("1")
+    served.ask(f"/deployments/{net['id']}/schedules/{schedule['id']}", "PATCH", active=False)
+
+
 @needs_models
 def test_a_run_with_settings_of_its_own(visit: Visit, served: Served) -> None:
     done = visit.shell.run(SECOND_SHELL[0], command("prefect deployment run textcraftor/full --watch --param settings"))
@@ -292,16 +379,31 @@ def test_stages_by_hand(visit: Visit) -> None:
 
 
 @needs_models
-def test_prompts_of_ones_own_and_an_experiment_and_back(visit: Visit) -> None:
+def test_prompts_of_ones_own(visit: Visit) -> None:
     (visit.folder / "my_prompts.txt").write_text(
         "".join(f"a {size} red circle number {i}\n" for i in range(50) for size in ("small", "large"))
     )
     assert visit.shell.run(command("make full PROMPTS=")).returncode in (0, 3)
     assert visit.shell.run(command("make full")).returncode == 0
-    experiment = [command("dvc exp run"), command("git checkout"), "dvc repro", command("dvc exp show")]
-    done = visit.shell.run(BY_HAND[0], *experiment)
-    assert done.returncode == 0, done.stdout + done.stderr
     assert visit.shell.run(BY_HAND[0], command("textcraftor doctor")).returncode in (0, 1)
+
+
+def test_an_experiment_shows_its_figures_and_is_taken_back(visit: Visit) -> None:
+    if not (visit.folder / ".git").exists():
+        pytest.skip("these tests run without Git, and DVC keeps experiments in it")
+    done = visit.shell.run(BY_HAND[0], command("dvc exp run"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = visit.shell.run(BY_HAND[0], "dvc metrics show --json", "dvc plots show", f"{command('dvc exp show')} --csv")
+    assert done.returncode == 0, done.stdout + done.stderr
+    metrics, page, table = (part.strip() for part in re.split(r"\n(?=file://)|\n(?=Experiment,)", done.stdout))
+    figures = json.loads(metrics)[""]["data"]["data/reports/balanced/metrics.json"]["data"]
+    assert figures["judges"]["oracle"]["ci_low"] <= figures["judges"]["oracle"]["delta"]
+    assert "loss of the training" in Path(page.removeprefix("file://")).read_text()
+    columns = table.splitlines()[0].split(",")
+    assert "data/reports/balanced/metrics.json:judges.oracle.delta" in columns and "50" in table.splitlines()[1].split(",")
+    done = visit.shell.run(BY_HAND[0], command("git checkout"), "dvc repro")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "this is train" not in done.stdout, "everything comes back from the cache"
 
 
 def test_no_tracked_file_was_changed(visit: Visit) -> None:

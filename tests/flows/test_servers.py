@@ -132,6 +132,8 @@ def test_settings_come_from_the_command_line(tmp_path: Path) -> None:
     ("verb", "variables", "message"),
     [
         ("full", {"PROMPTS": "none.txt"}, "PROMPTS=none.txt is not a file"),
+        ("full", {"SERVERS": "theirs"}, "SERVERS=theirs is unknown"),
+        ("full", {"SERVERS": "mine", "PREFECT_API_URL": "", "MLFLOW_TRACKING_URI": ""}, "and MLFLOW_TRACKING_URI is not set"),
         ("promote", {"VERSION": "x"}, "VERSION=x is not the number of a version"),
         ("promote", {"VERSION": ""}, "VERSION is missing"),
     ],

@@ -24,8 +24,12 @@ class Killed(BaseException):
 STEPS = [
     ("create_run", 1),
     ("set_tag", 1),
+    ("create_logged_model", 1),
+    ("log_inputs", 1),
     ("log_batch", 1),
     ("log_artifacts", 1),
+    ("log_outputs", 1),
+    ("finalize_logged_model", 1),
     ("set_terminated", 1),
     ("create_registered_model", 1),
     ("create_model_version", 1),

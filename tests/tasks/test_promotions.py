@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from tasks import promotions
 from tasks import store as registry_store
 from tasks.champion import rollback
-from tasks.registry import promote
+from tasks.registry import challenge, decline, promote
 from tasks.versions import fetch
 from tests.tasks.registered import CHAMPION, MODEL, WORSE, alias_holder
 from textcraftor.config import Config
@@ -42,6 +42,14 @@ def test_rollback_is_one_more_promotion(before: MlflowClient, config: Config) ->
     entries = promotions.read(before, MODEL).entries
     assert [(entry.sequence, entry.version) for entry in entries] == [(1, 2), (2, 1), (3, 2), (4, 1), (5, 2)]
     assert all(later.predecessor == entry.digest for entry, later in itertools.pairwise(entries))
+
+
+def test_a_declined_challenger_is_none_any_more_and_says_who_declined_it(before: MlflowClient, config: Config) -> None:
+    challenge.fn(WORSE, config)
+    declined = decline.fn(WORSE, config, "Ada", "shapes got worse")
+    assert (declined.verdict, declined.why) == ("not promoted", "Ada declined it: shapes got worse")
+    assert before.get_model_version(MODEL, str(WORSE)).tags["review"] == declined.why
+    assert (alias_holder(before, "champion"), alias_holder(before, "challenger")) == (None, None)
 
 
 def _post(store: MlflowClient, envelope: str, version: int = WORSE) -> None:

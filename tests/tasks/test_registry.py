@@ -12,6 +12,7 @@ import yaml
 from mlflow import MlflowClient
 from prefect.states import Failed
 
+from tasks import stage_times
 from tasks import store as registry_store
 from tasks.gate import Verdict, read_verdict
 from tasks.registry import challenge, promote, register, version_page
@@ -20,7 +21,7 @@ from tasks.tracking import only_if_unavailable, open_history, track
 from tasks.versions import fetch
 from tasks.workspace import Workspace
 from tests.tasks.registered import MODEL, alias_holder, enter
-from textcraftor.artifact import write_json
+from textcraftor.artifact import code_revision, digest, write_json
 from textcraftor.candidate import Candidate
 from textcraftor.errors import ModelError, Unproven
 from textcraftor.evaluate.scores import Scores
@@ -54,9 +55,33 @@ def test_the_same_candidate_is_one_run_and_one_version(store: MlflowClient, work
     runs = store.search_runs([experiment.experiment_id])
     assert len(runs) == 2
     data = next(run.data for run in runs if run.data.params["train.steps"] == "200")
-    assert data.metrics["oracle/delta"] == pytest.approx(0.208)
+    assert data.metrics["judges/oracle/delta"] == pytest.approx(0.208)
     assert data.metrics["train/loss"] == 0.5
     assert data.tags["gate"] == "passed"
+
+
+def test_a_run_says_what_was_made_when_from_what(store: MlflowClient, workspaces: dict[int, Workspace]) -> None:
+    workspace = workspaces[200]
+    for stage, times in {"train@balanced": (1000.0, 1060.5), "evaluate@balanced": (1061.0, 1070.0)}.items():
+        stage_times.write(workspace.folder, stage, *times)
+    enter(workspace)
+    (version,) = store.search_model_versions("tags.validation_status = 'passed'")
+    run = store.get_run(version.run_id)
+    assert (run.info.start_time, run.info.end_time) == (1_000_000, 1_070_000)
+    assert run.data.params["chain.num_inference_steps"] == str(workspace.config.chain.num_inference_steps)
+    assert run.data.tags["mlflow.source.name"] == "textcraftor train --mix balanced"
+    scores = Scores.read(workspace.folder / scores_file("balanced"))
+    assert run.data.tags["mlflow.source.git.commit"] == code_revision()
+    trained, judged = run.inputs.dataset_inputs
+    file = workspace.folder / encoder_folder("balanced") / "trained-on.parquet"
+    assert (trained.dataset.name, trained.dataset.digest) == ("train prompts", digest(file)[:36])
+    assert (judged.dataset.name, judged.dataset.profile) == ("heldout prompts", '{"prompts": 32}')
+    (output,) = run.outputs.model_outputs
+    model = store.get_logged_model(output.model_id)
+    assert (model.name, str(model.status), model.tags["digest"]) == ("balanced", "READY", scores.digest)
+    figures = {metric.key: metric for metric in model.metrics}
+    assert figures["judges/oracle/delta"].dataset_digest == judged.dataset.digest
+    assert figures["judges/oracle/delta"].run_id == version.run_id
 
 
 def test_a_blend_is_registered_and_proven_like_a_mix(store: MlflowClient, workspaces: dict[int, Workspace]) -> None:

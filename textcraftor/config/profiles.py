@@ -14,6 +14,7 @@ from textcraftor.errors import ConfigError, unknown
 PROFILES = Path(__file__).parents[1] / "profiles"
 OWN_PROFILES = Path("profiles")  # of the workspace
 DEFAULT = "tiny"
+AS_IN_PROFILE = "profile"  # the value of a key that params.yaml lists and leaves to the profile
 
 SWITCH_HINT = " It is a fraction of the chain: 0.4 is the paper's value for sampling, 0.8 for training."
 
@@ -37,13 +38,25 @@ def written(params: Path | str, profile: str | None = None) -> dict[str, Any]:
 
 
 def resolve(params: Mapping[str, Any], root: Path) -> Config:
-    """The run that `params` describe, as the content of a params.yaml in the workspace `root`. Raises ConfigError."""
+    """The run that `params` describe, as the content of a params.yaml in the workspace `root`. Raises ConfigError.
+
+    A key whose value is `profile` is as if it were not there. It is listed because `dvc exp run -S` changes only keys that are.
+    """
     profile = str(params.get("profile", DEFAULT))
     below = _read(profile_file(profile, root))
     try:
-        return Config.model_validate({**merge(below, params), "profile": profile})
+        return Config.model_validate({**merge(below, _set_keys(params)), "profile": profile})
     except ValidationError as error:
         raise ConfigError(_one_line(error)) from None
+
+
+def _set_keys(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that are not left to the profile."""
+    return {
+        key: _set_keys(value) if isinstance(value, Mapping) else value
+        for key, value in params.items()
+        if value != AS_IN_PROFILE
+    }
 
 
 def profile_files(root: Path) -> dict[str, Path]:
