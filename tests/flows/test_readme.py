@@ -2,7 +2,7 @@
 
 The stages are toys, so that it takes a minute. With the real ones, and a real set-up:
 
-    make test ARGS="tests/flows/test_readme.py" TEXTCRAFTOR_README=small    few prompts and steps; some ten minutes
+    make test ARGS="tests/flows/test_readme.py" TEXTCRAFTOR_README=small    few prompts and steps; ten minutes of a processor
     make test ARGS="tests/flows/test_readme.py" TEXTCRAFTOR_README=full     as shipped; hours
 """
 
@@ -118,6 +118,8 @@ class Served:
     prefect: str
     runs: str
     model: str
+    ui: "subprocess.Popen[str]"
+    group: int  # of its processes
 
     def ask(self, path: str, method: str = "POST", **body: object) -> Any:
         """What Prefect's API answers; to a search without conditions, newest first."""
@@ -200,6 +202,16 @@ def name_their_server(folder: Path, server: TheirServer, theirs: Path) -> None:
     (folder / "prefect.toml").write_text(f'[api]\nurl = "{address}"\n[server.database]\nconnection_url = "{database}"\n')
 
 
+def stop(ui: "subprocess.Popen[str]", group: int) -> None:
+    """Press Ctrl-C in the shell of `make ui`, unless that was done already, and wait for its end."""
+    if ui.poll() is not None:
+        return
+    os.killpg(group, signal.SIGINT)
+    left = ui.stdout.read() if ui.stdout else ""
+    # The recipe ends with 0, or make would print an error; GNU make then ends itself by the signal that it got, too: 130.
+    assert ui.wait() in (0, 130) and left == "", "to be stopped is how make ui is meant to end"
+
+
 @pytest.fixture(scope="module")
 def served(visit: Visit) -> Iterator[Served]:
     shell = visit.shell
@@ -220,11 +232,8 @@ def served(visit: Visit) -> Iterator[Served]:
             printed += line
         addresses = re.findall(r"http://\S+", printed)
         assert len(addresses) == 3 and f"first: {SECOND_SHELL[0]}" in printed
-        yield Served(*addresses)
-        os.killpg(group, signal.SIGINT)  # Ctrl-C
-        left = ui.stdout.read()
-        # The recipe ends with 0, or make would print an error; GNU make then ends itself by the signal that it got, too: 130.
-        assert ui.wait() in (0, 130) and left == "", "to be stopped is how make ui is meant to end"
+        yield Served(*addresses, ui, group)
+        stop(ui, group)
     finally:
         guard.end(ui)
     assert not (shell.folder / ".textcraftor/env").exists()
@@ -379,7 +388,8 @@ def test_stages_by_hand(visit: Visit) -> None:
 
 
 @needs_models
-def test_prompts_of_ones_own(visit: Visit) -> None:
+def test_prompts_of_ones_own(visit: Visit, served: Served) -> None:
+    stop(served.ui, served.group)  # `make full` is refused beside it
     (visit.folder / "my_prompts.txt").write_text(
         "".join(f"a {size} red circle number {i}\n" for i in range(50) for size in ("small", "large"))
     )
