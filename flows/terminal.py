@@ -170,7 +170,7 @@ class Terminal:
             self._print("Another run of this project goes first; this one starts when it has ended.")
         if self.view.review and not self._said_review:
             self._said_review = True
-            self._print(f"A person decides: {self.view.review} has a form behind Resume. This command waits for it.")
+            self._print(f"A person decides, in the form behind Resume:\n{self.view.review}")
         running = [stage for stage in self.view.begun if not (stage.ended or last)]
         if self._live:
             self._live.update(Text("\n".join(stage.describe() for stage in running), no_wrap=True, overflow="ellipsis"))

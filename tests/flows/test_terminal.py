@@ -78,7 +78,7 @@ def test_on_a_terminal_ended_stages_are_printed_once_and_the_running_ones_stay_i
     running = Stage(
         "evaluate@a-mix-with-a-long-name", "RUNNING", NOW, 40_000, counter=("judge: oracle_diversity", NOW, 1, 1024)
     )
-    view: Any = SimpleNamespace(begun=[*ended, running], waiting=False, refresh=lambda: None)
+    view: Any = SimpleNamespace(begun=[*ended, running], waiting=False, review="", refresh=lambda: None)
     stream = io.StringIO()
     with Terminal(view, Console(file=stream, force_terminal=True, width=80, height=10)) as terminal:
         terminal.show()
@@ -87,6 +87,15 @@ def test_on_a_terminal_ended_stages_are_printed_once_and_the_running_ones_stay_i
     assert [line.split()[0] for line in lines if line.startswith("train@")] == [stage.name for stage in ended]
     assert any("judge: oracle_diversity 1/1,024" in line for line in lines)
     assert max(map(len, lines)) <= 80, "a line that the terminal breaks in two is redrawn in the wrong place"
+
+
+def test_a_run_that_waits_for_a_review_says_where_once() -> None:
+    stream, page = io.StringIO(), "http://127.0.0.1:4200/runs/flow-run/7"
+    view: Any = SimpleNamespace(begun=[], waiting=False, review=page, refresh=lambda: None)
+    terminal = Terminal(view, Console(file=stream, width=60))
+    for _ in range(2):
+        terminal.show()
+    assert stream.getvalue() == f"A person decides, in the form behind Resume:\n{page}\n"
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(0.4, "0 s"), (99, "99 s"), (100, "2 min"), (5000, "83 min"), (11100, "3 h 05")])
