@@ -303,8 +303,10 @@ def test_a_second_shell_starts_a_run(visit: Visit, served: Served) -> None:
 
 
 @pytest.fixture(scope="module")
-def unproven(served: Served) -> str:
-    """A version that somebody adds by MLflow's API: a copy of version 1, without a statement."""
+def unproven(visit: Visit, served: Served) -> str:
+    """A version that somebody adds by MLflow's API beside the champion, version 1: a copy of it, without a statement."""
+    if served.champion() != "1":
+        assert visit.shell.run(command("make promote")).returncode == 0
     first = served.mlflow("/model-versions/get?name=textcraftor-tiny&version=1", "GET")["model_version"]
     made = served.mlflow("/model-versions/create", name="textcraftor-tiny", source=first["source"], run_id=first["run_id"])
     return str(made["model_version"]["version"])
@@ -401,7 +403,8 @@ def test_prompts_of_ones_own(visit: Visit, served: Served) -> None:
 def test_an_experiment_shows_its_figures_and_is_taken_back(visit: Visit) -> None:
     if not (visit.folder / ".git").exists():
         pytest.skip("these tests run without Git, and DVC keeps experiments in it")
-    done = visit.shell.run(BY_HAND[0], command("dvc exp run"))
+    identity = ("git config user.name visitor", "git config user.email visitor@localhost")  # DVC keeps experiments as commits
+    done = visit.shell.run(*identity, BY_HAND[0], command("dvc exp run"))
     assert done.returncode == 0, done.stdout + done.stderr
     done = visit.shell.run(BY_HAND[0], "dvc metrics show --json", "dvc plots show", f"{command('dvc exp show')} --csv")
     assert done.returncode == 0, done.stdout + done.stderr
