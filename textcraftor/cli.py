@@ -4,9 +4,7 @@ A user's mistake prints one line and exits with 2; a bug keeps its traceback. Ve
 orchestrator are entry points, loaded only when they are used: the library itself imports none.
 """
 
-import contextlib
 import errno
-import json
 import os
 import sys
 from pathlib import Path
@@ -17,14 +15,18 @@ import typer
 from textcraftor import config as configuration
 from textcraftor import layout
 from textcraftor.ablation.commands import ablate
+from textcraftor.bench.commands import bench
 from textcraftor.errors import ModelError, UserError
 from textcraftor.options import PARAMS, Device, Params, Profile, require_prompt
+from textcraftor.planning.commands import doctor
+from textcraftor.serving.commands import serve
 from textcraftor.style.commands import blend, sheet, studio
 from textcraftor.trust import commands as trust
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(trust.keys, name="keys")
 app.add_typer(trust.policy, name="policy")
+app.add_typer(bench, name="bench")
 
 REFUSED = {  # what a system refuses through no fault of ours, and what to do
     errno.EACCES: "Make it accessible, or work in a copy of the project",
@@ -198,40 +200,6 @@ def generate(
 
 
 @app.command()
-def rollback(
-    to: Annotated[int | None, typer.Option(min=1, help="This version, instead of the one that was champion before.")] = None,
-    why: Annotated[str, typer.Option(help="The reason; it stands in the record of promotions.")] = "",
-    params: Params = PARAMS,
-    profile: Profile = None,
-) -> None:
-    """Make the version before the present champion champion again, after proving it. The record keeps both promotions."""
-    from textcraftor.plugins import plugin
-
-    decision = plugin("textcraftor.verbs", "rollback")(configuration.load(params, profile=profile), to, why)
-    typer.echo(f"{decision.verdict}: version {decision.version}: {decision.why}")
-
-
-@app.command()
-def serve(
-    model: Annotated[str, typer.Option(help="champion, challenger or a version; nothing that is not proven.")] = "champion",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="On the loopback interface; 0 takes a free one.")] = 8780,
-    waiting: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are answered with 429.")] = 64,
-    params: Params = PARAMS,
-    profile: Profile = None,
-    device: Device = "auto",
-) -> None:
-    """Serve a proven model until Ctrl-C: POST /invocations takes {"prompt": ..., "seed": ...} and answers with a PNG."""
-    run = configuration.load(params, profile=profile)
-    from textcraftor.serving.loading import load_registered
-    from textcraftor.serving.server import ModelServer
-
-    with ModelServer(load_registered(model, run, params.parent, device), port, waiting) as server:
-        typer.echo(f"http://127.0.0.1:{server.server_port}/invocations  {model}, until Ctrl-C")
-        with contextlib.suppress(KeyboardInterrupt):
-            server.serve_forever()
-
-
-@app.command()
 def export(
     to: Annotated[Literal["diffusers", "pipeline", "single-file", "lora-kohya", "lora-peft"], typer.Option(help="The format.")],
     out: Annotated[
@@ -265,10 +233,8 @@ def export(
     typer.echo(f"{made.path}  holds {1 - made.lost:.1%} of what tuning changed")
 
 
-app.command()(ablate)
-app.command()(blend)
-app.command()(sheet)
-app.command()(studio)
+for command in (trust.rollback, serve, ablate, blend, sheet, studio, doctor):
+    app.command()(command)
 
 
 @app.command()
@@ -286,76 +252,6 @@ def fetch(
     for fetched in fetch(run, params.parent, names or (), folder, mirror):
         typer.echo(f"{fetched.action:<10}  {fetched.bytes / 1e6:>9,.1f} MB  {fetched.path}")
     typer.echo(f"All files are here, as recorded in {LOCK}" if run.downloads else f"Profile {run.profile} needs no downloads")
-
-
-@app.command()
-def doctor(
-    params: Params = PARAMS,
-    profile: Profile = None,
-    device: Device = "auto",
-    verify: Annotated[bool, typer.Option(help="Read every file and compare its sha256.")] = False,
-) -> None:
-    """Print what the profile needs, what is missing, and the memory and time of a run. Exits with 1 if anything is missing."""
-    run = configuration.load(params, profile=profile)
-    from rich.console import Console
-
-    from textcraftor.device import choose_device
-    from textcraftor.planning.doctor import examine, table
-
-    findings = examine(run, params.parent, choose_device(device, run.cpu_threads), verify)
-    Console(width=None if sys.stdout.isatty() else 160).print(table(run, findings))
-    if any(finding.fails for finding in findings):
-        raise typer.Exit(1)
-
-
-bench = typer.Typer(help="Measure the library against what it replaces.", no_args_is_help=True)
-app.add_typer(bench, name="bench")
-
-
-@bench.callback()
-def _bench() -> None:
-    """Keep `bench` a group of commands while it has only one."""
-
-
-@bench.command("train")
-def bench_train(
-    mix: Annotated[str | None, typer.Option(help="A mix of the profile; without, `paper`, the published four rewards.")] = None,
-    profile: Profile = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    repeats: Annotated[int, typer.Option(min=1, help="Rounds; each times the reference and our steps one after another.")] = 8,
-    micro_batch: Annotated[int | None, typer.Option(min=1, help="Of our step; it bounds its memory.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="KEY=VALUE over the profile, such as train.decode_size=4.")
-    ] = None,
-    random_weights: Annotated[
-        bool, typer.Option("--random-weights", help="Of full size, written once (12 GB); no download. Profile sd15.")
-    ] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="On the CPU; all cores without.")] = None,
-    params: Params = PARAMS,
-    device: Device = "auto",
-) -> None:
-    """Our training step against a plain loop with the published code's semantics: speed, memory, gradient."""
-    run = configuration.load(params, configuration.parsed(settings or ()), profile).at(params.parent)
-    from textcraftor.bench import bench_training
-    from textcraftor.device import choose_device
-
-    if random_weights:
-        from textcraftor.bench.random_weights import with_random_weights, write_all
-
-        folder = params.parent / layout.RANDOM_WEIGHTS
-        with_random_weights(run, folder)  # refuses other profiles, before 12 GB are written
-        write_all(folder)
-        run = with_random_weights(run, folder)
-    else:
-        _require_downloads(run, params.parent)
-    found = bench_training(
-        run, mix or ("paper" if "paper" in run.mix else run.mixes[0]), choose_device(device, threads), repeats, micro_batch
-    )
-    if as_json:
-        typer.echo(json.dumps(found, indent=2))
-        return
-    for name, value in found.items():
-        typer.echo(f"{name:28} {value:.6g}" if isinstance(value, float) else f"{name:28} {value}")
 
 
 @app.command("tiny-build")

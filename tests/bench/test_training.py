@@ -8,10 +8,9 @@ import torch
 from torch import nn
 
 from tests.training.test_stages import run
-from textcraftor.bench import bench_training
 from textcraftor.bench.meters import largest_relative_difference, peak_bytes, resident_bytes
 from textcraftor.bench.random_weights import with_random_weights, write_all
-from textcraftor.bench.training import paired_ratios
+from textcraftor.bench.training import bench_training, paired_ratios
 from textcraftor.config import Config, TrainConfig, load
 from textcraftor.errors import ConfigError
 

@@ -1,4 +1,4 @@
-"""`textcraftor keys` and `textcraftor policy`: who signs, who is believed, and what a version must have shown."""
+"""`textcraftor keys`, `policy` and `rollback`: who signs, who is believed, what a version must have shown, and going back."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,8 +8,8 @@ import typer
 from textcraftor.config import load
 from textcraftor.errors import ConfigError
 from textcraftor.layout import TEAM_KEYS
+from textcraftor.options import PARAMS, Profile
 
-PARAMS = Path("params.yaml")
 Params = Annotated[Path, typer.Option(help="The run; its folder is the project.")]
 keys = typer.Typer(help="The keys that sign and that are believed.", invoke_without_command=True)
 policy = typer.Typer(help="What a version of a registered model must have shown.", no_args_is_help=True)
@@ -76,3 +76,16 @@ def check(params: Params = PARAMS, profile: str | None = None) -> None:
     typer.echo(f"differs from {policy_file(run.registry.name)}: {', '.join(differing)}" if differing else "the same")
     if differing:
         raise typer.Exit(1)
+
+
+def rollback(
+    to: Annotated[int | None, typer.Option(min=1, help="This version, instead of the one that was champion before.")] = None,
+    why: Annotated[str, typer.Option(help="The reason; it stands in the record of promotions.")] = "",
+    params: Params = PARAMS,
+    profile: Profile = None,
+) -> None:
+    """Make the version before the present champion champion again, after proving it. The record keeps both promotions."""
+    from textcraftor.plugins import plugin
+
+    decision = plugin("textcraftor.verbs", "rollback")(load(params, profile=profile), to, why)
+    typer.echo(f"{decision.verdict}: version {decision.version}: {decision.why}")
