@@ -27,7 +27,10 @@ from textcraftor.models.base import load_base, load_candidate
 PROMPTS = (
     "a small red circle on a white background, flat",
     "a small blue square on a white background, flat",
-    "a tiny crimson disc beneath a huge azure box, shiny",  # the README's example
+    "a tiny crimson disc beneath a huge azure box, shiny",  # the README's examples
+    "a tiny crimson disc",
+    "a red star",
+    "a big azure ball",
 )
 CELL = 128  # pixels
 
