@@ -21,10 +21,8 @@ from textcraftor.chain.sampler import Sampler
 from textcraftor.config import Config
 from textcraftor.errors import StoreError, TrainingError
 from textcraftor.generate import draw
-from textcraftor.layout import training_lock
 from textcraftor.models.base import load_base
 from textcraftor.prompts import curate
-from textcraftor.training.holder import sole_holder
 from textcraftor.training.inline import InlinePrefixes
 from textcraftor.training.stages import _load_data, train_text_encoder, train_unet
 
@@ -41,7 +39,7 @@ def run(tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> C
 def make_workspace(folder: Path, base_folder: Path) -> Config:
     """Write params.yaml and curated prompts; returns the configuration, with a reward that needs no weights."""
     redness = {"kind": "tests.fixtures:Redness"}
-    tune = {"grad_steps": 1, "steps": 2, "batch_size": 2, "learning_rate": 1e-3, "checkpoint_every": 1}
+    tune = {"grad_steps": 1, "steps": 2, "batch_size": 2, "learning_rate": 1e-3, "checkpoint_every": 1, "interpolation": 1.0}
     params = {
         "profile": "tiny",
         "mixes": ["redder"],
@@ -369,16 +367,6 @@ def test_sdxl_in_bfloat16_with_both_encoders_and_a_multistep_solver(
     assert set(candidate.parts) == {"text_encoder", "text_encoder_2", "unet"}
     draw(xl, candidate, "a red circle", 0, tmp_path / "drawn.png", CPU)
     assert (tmp_path / "drawn.png").is_file()
-
-
-def test_a_mix_that_another_process_trains_is_left_to_it(run: Config, tmp_path: Path) -> None:
-    prepare(run, tmp_path, CPU)
-    with (
-        sole_holder(tmp_path / training_lock("train", "redder")),
-        pytest.raises(TrainingError, match="train@redder is being trained by another process: process"),
-    ):
-        train_text_encoder(run, "redder", tmp_path, CPU)
-    assert not (tmp_path / "data/encoders/redder").exists()
 
 
 def test_training_without_prepare_says_what_to_do(run: Config, tmp_path: Path) -> None:
