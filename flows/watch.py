@@ -1,4 +1,4 @@
-"""The safety net under MLflow's webhooks: every few minutes each champion is proven again, and its alias put back."""
+"""What MLflow's webhooks do, on demand or by cron: each champion is proven again, and its alias put back."""
 
 from prefect import State, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 import yaml
@@ -78,6 +79,7 @@ FOLLOWED = [
     command("make ui"),
     *SECOND_SHELL,
     command("prefect deployment run promote/champion"),
+    command("prefect deployment run watch/champion"),
     command("make promote"),
     *BY_HAND,
     command("make full PROMPTS="),
@@ -353,19 +355,15 @@ def test_an_alias_moved_on_mlflows_page_is_put_back(visit: Visit, served: Served
         wait_for_correction(visit, served, before)
 
 
-def test_where_no_webhook_arrives_the_schedule_puts_the_alias_back(visit: Visit, served: Served, unproven: str) -> None:
+def test_where_no_webhook_arrives_the_flow_puts_the_alias_back(visit: Visit, served: Served, unproven: str) -> None:
     (webhook,) = served.mlflow("/webhooks", "GET")["webhooks"]
     served.mlflow(f"/webhooks/{webhook['webhook_id']}", "DELETE")
     time.sleep(6)  # the server remembers it for five seconds
     move_alias(served, unproven)
-    (net,) = [each for each in served.ask("/deployments/filter") if each["schedules"]]
-    (schedule,) = net["schedules"]
-    assert schedule["active"] and schedule["schedule"]["interval"] == 300
     assert served.champion() == unproven, "nobody watches any more"
-    soon = {**schedule["schedule"], "interval": 60}
-    served.ask(f"/deployments/{net['id']}/schedules/{schedule['id']}", "PATCH", schedule=soon)
-    served.wait_for_alias("1")
-    served.ask(f"/deployments/{net['id']}/schedules/{schedule['id']}", "PATCH", active=False)
+    done = visit.shell.run(*SECOND_SHELL, f"{command('prefect deployment run watch/champion')} --watch")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert served.champion() == "1"
 
 
 @needs_models
@@ -411,7 +409,7 @@ def test_an_experiment_shows_its_figures_and_is_taken_back(visit: Visit) -> None
     metrics, page, table = (part.strip() for part in re.split(r"\n(?=file://)|\n(?=Experiment,)", done.stdout))
     figures = json.loads(metrics)[""]["data"]["data/reports/balanced/metrics.json"]["data"]
     assert figures["judges"]["oracle"]["ci_low"] <= figures["judges"]["oracle"]["delta"]
-    assert "loss of the training" in Path(page.removeprefix("file://")).read_text()
+    assert "loss of the training" in Path(unquote(page.removeprefix("file://"))).read_text()
     columns = table.splitlines()[0].split(",")
     assert "data/reports/balanced/metrics.json:judges.oracle.delta" in columns and "50" in table.splitlines()[1].split(",")
     done = visit.shell.run(BY_HAND[0], command("git checkout"), "dvc repro")
