@@ -45,13 +45,8 @@ async def settle_earlier_runs(client: PrefectClient) -> None:
     """End what had begun when earlier servers stopped: nobody works on it, and it would hold the deployment's only slot.
 
     A promotion that a person asked for is scheduled again: it is short, and the same twice is the same. Runs that never
-    began stay scheduled, but for those that a schedule asked for: their time has passed. A run that waits for a review
-    has no process, and goes on waiting.
+    began stay scheduled. A run that waits for a review has no process, and goes on waiting.
     """
-    of_schedules = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])))
-    for run in await client.read_flow_runs(flow_run_filter=of_schedules):
-        if run.auto_scheduled:
-            await client.delete_flow_run(run.id)
     begun = FlowRunFilterStateType(not_any_=[*TERMINAL_STATES, StateType.SCHEDULED, StateType.PAUSED])
     flows: dict[object, str] = {}
     for run in await client.read_flow_runs(flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=begun))):

@@ -16,7 +16,6 @@ import json
 import logging
 import queue
 import secrets
-import socketserver
 import sys
 import threading
 import time
@@ -32,9 +31,9 @@ from tasks.aliases import watch, watched_models
 from tasks.promotions import record_name
 from tasks.store import RegistryUnavailable, client
 from textcraftor.config import Config, load
-from textcraftor.errors import ConfigError, UserError
+from textcraftor.errors import UserError
+from textcraftor.loopback import LoopbackServer
 
-HOST: Final = "127.0.0.1"
 NAME: Final = "textcraftor-champion"  # of the webhook, in MLflow
 EVENTS: Final[list[WebhookEventStr | WebhookEvent]] = [
     "model_version_alias.created",
@@ -51,29 +50,15 @@ RETRIES: Final = (1.0, 5.0, 15.0)  # seconds before the registry is asked again 
 log = logging.getLogger("textcraftor.webhook")
 
 
-class Receiver(http.server.ThreadingHTTPServer):
+class Receiver(LoopbackServer):
     """Takes messages at http://127.0.0.1:PORT/ and puts the registered models they are about into `changed`.
 
     secret: of the HMAC that each message carries.  port: 0 takes a free one.  Raises ConfigError when it is taken.
     """
 
-    daemon_threads = True
-
     def __init__(self, secret: str, port: int = 0) -> None:
         self.secret, self.changed = secret, queue.SimpleQueue[str]()
-        try:
-            super().__init__((HOST, port), _Handler)
-        except OSError as error:
-            raise ConfigError(f"--port {port} cannot be used: {error.strerror}. Take another, or 0 for a free one") from None
-
-    def server_bind(self) -> None:
-        # Without HTTPServer's look-up of this machine's name, which may ask a network.
-        socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = HOST, self.server_address[1]
-
-    @property
-    def url(self) -> str:
-        return f"http://{HOST}:{self.server_port}/"
+        super().__init__(port, _Handler)
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -178,11 +163,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config, receiver = load(store.ROOT / "params.yaml"), Receiver(secrets.token_urlsafe(32), given.port)
         threading.Thread(target=receiver.serve_forever, daemon=True).start()
-        subscribe(client(), given.url or receiver.url, receiver.secret)
+        subscribe(client(), given.url or receiver.address, receiver.secret)
     except UserError as error:
         print(f"textcraftor: {error}", file=sys.stderr)
         return error.exit_status
-    log.info("MLflow's webhooks arrive at %s", receiver.url)
+    log.info("MLflow's webhooks arrive at %s", receiver.address)
     for model in watched_models():
         receiver.changed.put(model)  # what happened while nobody listened
     work(receiver.changed, config)

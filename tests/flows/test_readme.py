@@ -7,19 +7,15 @@ The stages are toys, so that it takes a minute. With the real ones, and a real s
 """
 
 import contextlib
-import http.client
 import json
 import os
 import re
-import signal
 import socketserver
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
 
 import pytest
@@ -27,6 +23,7 @@ import yaml
 
 from tasks import guard
 from tests.flows.project import stages_run, use_toys
+from tests.flows.visit import Served, Visit, corrections, move_alias, stop, wait_for_correction
 from tests.flows.visitor import GIT, Shell, block, clone, command, commands, link_environment
 from tests.machines.browser import Page, needs_browser
 from textcraftor.config import load
@@ -99,58 +96,6 @@ def test_every_command_of_the_readme_is_followed_or_set_aside_for_a_reason() -> 
     assert {each for each in written - known if not each.startswith("textcraftor ")} == set()
 
 
-@dataclass(frozen=True)
-class Visit:
-    """A checkout in which `make full PROMOTE=manual` was typed, and what it said; beside it lie somebody else's settings."""
-
-    shell: Shell
-    said: str
-    theirs: Path  # the database that those settings name
-    callers: list[object]  # of the server that they name
-
-    @property
-    def folder(self) -> Path:
-        return self.shell.folder
-
-
-@dataclass(frozen=True)
-class Served:
-    """`make ui`: the addresses that it printed."""
-
-    prefect: str
-    runs: str
-    model: str
-    ui: "subprocess.Popen[str]"
-    group: int  # of its processes
-
-    def ask(self, path: str, method: str = "POST", **body: object) -> Any:
-        """What Prefect's API answers; to a search without conditions, newest first."""
-        return self._call(self.prefect, f"/api{path}", method, body)
-
-    def mlflow(self, path: str, method: str = "POST", **body: object) -> Any:
-        """What MLflow's API answers."""
-        return self._call(self.model.split("/#")[0], f"/api/2.0/mlflow{path}", method, body)
-
-    def _call(self, server: str, path: str, method: str, body: object) -> Any:
-        connection = http.client.HTTPConnection(server.removeprefix("http://"), timeout=60)
-        connection.request(method, path, json.dumps(body), {"Content-Type": "application/json"})
-        with contextlib.closing(connection):
-            return json.loads(connection.getresponse().read() or "null")
-
-    def wait_for_alias(self, version: str) -> None:
-        """Wait until a version of textcraftor-tiny is the one with the alias `champion`."""
-        until, holder = time.monotonic() + 300, None
-        while holder != version:
-            assert time.monotonic() < until, f"the alias is on version {holder} still"
-            time.sleep(0.3)
-            holder = self.champion()
-
-    def champion(self) -> str | None:
-        """The version with the alias `champion`."""
-        model = self.mlflow("/registered-models/get?name=textcraftor-tiny", "GET")["registered_model"]
-        return next((each["version"] for each in model.get("aliases", ()) if each["alias"] == "champion"), None)
-
-
 class TheirServer(socketserver.TCPServer):
     """Somebody else's Prefect server, of which nothing but its address is of interest: it notes who calls, and hangs up."""
 
@@ -202,16 +147,6 @@ def name_their_server(folder: Path, server: TheirServer, theirs: Path) -> None:
         f"PREFECT_SERVER_DATABASE_CONNECTION_URL={database}\n"
     )
     (folder / "prefect.toml").write_text(f'[api]\nurl = "{address}"\n[server.database]\nconnection_url = "{database}"\n')
-
-
-def stop(ui: "subprocess.Popen[str]", group: int) -> None:
-    """Press Ctrl-C in the shell of `make ui`, unless that was done already, and wait for its end."""
-    if ui.poll() is not None:
-        return
-    os.killpg(group, signal.SIGINT)
-    left = ui.stdout.read() if ui.stdout else ""
-    # The recipe ends with 0, or make would print an error; GNU make then ends itself by the signal that it got, too: 130.
-    assert ui.wait() in (0, 130) and left == "", "to be stopped is how make ui is meant to end"
 
 
 @pytest.fixture(scope="module")
@@ -312,23 +247,6 @@ def unproven(visit: Visit, served: Served) -> str:
     first = served.mlflow("/model-versions/get?name=textcraftor-tiny&version=1", "GET")["model_version"]
     made = served.mlflow("/model-versions/create", name="textcraftor-tiny", source=first["source"], run_id=first["run_id"])
     return str(made["model_version"]["version"])
-
-
-def move_alias(served: Served, version: str) -> None:
-    served.mlflow("/registered-models/alias", name="textcraftor-tiny", alias="champion", version=version)
-
-
-def corrections(visit: Visit) -> int:
-    """How often the receiver of webhooks put the alias back."""
-    return (visit.folder / ".textcraftor/logs/webhook.log").read_text().count(": put back")
-
-
-def wait_for_correction(visit: Visit, served: Served, before: int) -> None:
-    until = time.monotonic() + 300
-    while corrections(visit) == before:
-        assert time.monotonic() < until, "the receiver corrects nothing"
-        time.sleep(0.3)
-    assert served.champion() == "1"
 
 
 def test_an_alias_moved_by_the_api_is_put_back_by_the_webhook(visit: Visit, served: Served, unproven: str) -> None:

@@ -14,7 +14,6 @@ import json
 import math
 import queue
 import socket
-import socketserver
 import sys
 import threading
 import time
@@ -22,9 +21,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from textcraftor.errors import ConfigError, UserError
+from textcraftor.loopback import LoopbackServer
 from textcraftor.serving.service import BATCH, Request, Service
 
-HOST: Final = "127.0.0.1"
 PORT: Final = 8780
 LARGEST: Final = 16_384  # bytes of a request
 WAITING: Final = 64  # requests in the queue
@@ -45,25 +44,15 @@ class Job:
     body: bytes = b""
 
 
-class ModelServer(http.server.ThreadingHTTPServer):
+class ModelServer(LoopbackServer):
     """Serves a model at http://127.0.0.1:PORT. port: 0 takes a free one.  Raises ConfigError when the port is taken."""
 
-    daemon_threads = True
-    allow_reuse_address = True
     request_queue_size = 128
 
     def __init__(self, service: Service, port: int = PORT, waiting: int = WAITING) -> None:
         self.service, self.jobs, self.free = service, queue.Queue[Job](waiting), threading.Semaphore(CONNECTIONS)
-        try:
-            super().__init__((HOST, port), _Handler)
-        except OSError as error:
-            raise ConfigError(f"--port {port} cannot be used: {error.strerror}. Take another, or 0 for a free one") from None
+        super().__init__(port, _Handler)
         threading.Thread(target=self._work, daemon=True).start()
-
-    def server_bind(self) -> None:
-        # Without HTTPServer's look-up of this machine's name, which may ask a network.
-        socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = HOST, self.server_address[1]
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if self.free.acquire(blocking=False):

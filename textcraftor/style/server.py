@@ -3,15 +3,14 @@
 import base64
 import http.server
 import json
-import socketserver
 from collections.abc import Callable
 from importlib.resources import files
 from typing import Any, Final
 
-from textcraftor.errors import ConfigError, UserError
+from textcraftor.errors import UserError
+from textcraftor.loopback import HOST, LoopbackServer
 from textcraftor.style.studio import Settings, Studio
 
-HOST: Final = "127.0.0.1"
 PORT: Final = 8770
 LARGEST: Final = 32_000_000  # bytes of a request
 PAGES: Final = {"/": ("page.html", "text/html"), "/studio.js": ("studio.js", "text/javascript")}
@@ -23,28 +22,12 @@ HEADERS: Final = {
 }
 
 
-class StudioServer(http.server.ThreadingHTTPServer):
+class StudioServer(LoopbackServer):
     """Serves a studio at http://127.0.0.1:PORT. port: 0 takes a free one.  Raises ConfigError when the port is taken."""
-
-    daemon_threads = True
-    allow_reuse_address = True
 
     def __init__(self, studio: Studio, port: int = PORT) -> None:
         self.studio = studio
-        try:
-            super().__init__((HOST, port), _Handler)
-        except OSError as error:
-            raise ConfigError(f"--port {port} cannot be used: {error.strerror}. Take another, or 0 for a free one") from None
-
-    def server_bind(self) -> None:
-        # Without HTTPServer's look-up of this machine's name, which may ask a network.
-        socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = HOST, self.server_address[1]
-
-    @property
-    def address(self) -> str:
-        """The page's URL."""
-        return f"http://{HOST}:{self.server_port}/"
+        super().__init__(port, _Handler)
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
